@@ -1,0 +1,219 @@
+"""The `deqflow` program: thin commands over `deqflow.config` and `deqflow.train`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import deqflow
+from deqflow.registry import UserError
+
+# What a command needs is imported when it runs, so that `--help` and a mistake in a config answer at once.
+
+_EXAMPLES = """examples:
+  deqflow train configs/digits_deq.yaml
+  deqflow train configs/digits_deq.yaml model.solver.rtol=1e-3 train.steps=500 --run runs/loose
+  deqflow train configs/digits_deq.yaml --run runs/loose --resume
+  deqflow eval runs/digits_deq
+  deqflow sample runs/checkerboard_realnvp -n 1000
+  deqflow check configs/digits_realnvp.yaml
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for what the user can mend, 130 after ctrl-C."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(parsed, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
+        parser.error(f"unknown argument{'s' if len(rest) > 1 else ''}: {' '.join(rest)}; `deqflow {parsed.command} --help` shows what there is")
+    if rest:  # overrides that stand behind an option
+        parsed.overrides = [*parsed.overrides, *rest]
+    try:
+        return parsed.function(parsed)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deqflow",
+        description="Train, evaluate and inspect implicit models: deep equilibrium models and normalizing flows.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"deqflow {deqflow.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, summary: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub.set_defaults(function=function)
+        return sub
+
+    def takes_config(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("config", metavar="CONFIG", help="a YAML file, such as those in configs/")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="change the config: model.solver.rtol=1e-4")
+
+    def takes_run(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("run", metavar="RUN", help="a run directory, made by `deqflow train`")
+        sub.add_argument("--step", type=int, help="the checkpoint to use (default: the one that the run selects, best or last)")
+
+    sub = command(
+        "train",
+        _train,
+        "train a model from a config",
+        "Train what CONFIG describes; evaluate it on the test split; draw its pictures. Ctrl-C saves a checkpoint and exits with 130.",
+    )
+    takes_config(sub)
+    sub.add_argument("--run", metavar="DIR", help="the run directory to make (default: runs/NAME of the config, numbered if taken)")
+    sub.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run directory")
+    sub.add_argument("--quiet", action="store_true", help="show no progress")
+
+    sub = command("eval", _eval, "evaluate a trained model", "Evaluate the model of RUN on one split of its data.")
+    takes_run(sub)
+    sub.add_argument("--split", choices=("train", "validation", "test"), default="test", help="(default: %(default)s)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+    sub = command("sample", _sample, "draw from a trained density", "Draw samples from the density model of RUN; save them and a picture.")
+    takes_run(sub)
+    sub.add_argument("-n", type=_positive, default=64, metavar="N", help="how many (default: %(default)s)")
+    sub.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
+    sub.add_argument("--out", metavar="FILE", help="the .npy file to write, with a .png beside it (default: RUN/samples.npy)")
+
+    sub = command(
+        "check",
+        _check,
+        "size up a config without training",
+        "Build the model of CONFIG in the abstract and compile its training step: parameters, FLOPs, memory. Reads no data.",
+    )
+    takes_config(sub)
+
+    command("list", _list, "the components that a config may name", "List the components that a config may name, by family.")
+    command("schema", _schema, "the JSON schema of a config", "Print the JSON schema of a config, for editors.")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return number
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from deqflow.config import load
+
+    config = load(arguments.config, arguments.overrides)  # before anything heavy is imported
+    from deqflow.train import run
+
+    result = run(config, arguments.run, resume=arguments.resume, quiet=arguments.quiet)
+    if result.interrupted is not None:
+        again = " ".join(["deqflow train", arguments.config, *arguments.overrides, "--run", str(result.directory), "--resume"])
+        print(f"interrupted after step {result.step}, which is saved; go on with: {again}", file=sys.stderr)
+        return 128 + result.interrupted
+    print(_numbers(result.test, "test"))
+    if result.seconds:
+        selected = "" if result.selected_step == result.step else f", step {result.selected_step} selected"
+        print(f"trained {result.step} steps in {result.seconds:.1f} s, compilation included{selected}")
+    print(f"run directory: {result.directory}")
+    if result.pictures:
+        print("\n".join(["pictures:", *(f"  {picture}" for picture in result.pictures)]))
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from deqflow.train import SavedRun
+
+    run = SavedRun.open(arguments.run, arguments.step)
+    numbers = run.evaluate(arguments.split)
+    if arguments.json:
+        print(json.dumps({"step": run.step, "split": arguments.split, **numbers}))
+    else:
+        print(_numbers(numbers, arguments.split))
+        print(f"step {run.step} of {arguments.run}")
+    return 0
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from deqflow.train import SavedRun
+
+    run = SavedRun.open(arguments.run, arguments.step)
+    out = Path(arguments.out) if arguments.out else Path(arguments.run) / "samples.npy"
+    for path in run.save_samples(out, arguments.n, arguments.seed):
+        print(path)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from deqflow.config import load
+
+    config = load(arguments.config, arguments.overrides)
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from deqflow.train import check
+
+    report = check(config)
+    table = Table(Column("parameter", overflow="fold"), "shape", "type", Column("count", justify="right"))
+    for name, (shape, dtype) in report.parameters.items():
+        table.add_row(name, " x ".join(map(str, shape)) or "scalar", dtype, f"{_product(shape):,}")
+    console = Console()
+    console.print(table)
+    console.print(f"parameters: {report.count:,}", highlight=False)
+    console.print("batch: " + ", ".join(f"{name} {text}" for name, text in report.batch.items()), highlight=False, markup=False)
+    if report.flops is not None:
+        console.print(f"FLOPs of a training step: {report.flops:.4g} (a solver's loop counts as one iteration)", highlight=False)
+    console.print(f"memory of the state: {_size(report.state_bytes)}", highlight=False)
+    if report.temporary_bytes is not None:
+        console.print(f"memory of a training step besides: {_size(report.temporary_bytes)}", highlight=False)
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from deqflow.config import components
+    from deqflow.registry import families
+
+    summaries = families()
+    for family, entries in components().items():
+        print(f"{family}: {summaries[family]}")
+        width = max(len(kind) for kind, _ in entries)
+        print("\n".join(f"  {kind:{width}}  {text}" for kind, text in entries))
+    return 0
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from deqflow.config import schema
+
+    print(json.dumps(schema(), indent=2))
+    return 0
+
+
+def _numbers(numbers: dict[str, float], split: str) -> str:
+    """The first number, which the task holds for the most telling, on a line of its own; the rest behind it in brackets."""
+    (first, value), *others = numbers.items()
+    rest = ", ".join(f"{name} {number:.4g}" for name, number in others)
+    return f"{split} {first}: {value:.4f}" + (f" ({rest})" if rest else "")
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

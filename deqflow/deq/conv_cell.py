@@ -1,0 +1,50 @@
+"""A convolutional cell."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Key
+
+from deqflow.deq.cell import Cell
+from deqflow.nn import Conv, GroupNorm
+from deqflow.nn.conv import Images
+
+
+class ConvCell(Cell):
+    """Convolutional cell with group normalisation.
+
+        f(z, x) = relu(norm(gain V z + u)),   u = norm(U x)
+
+    with 3 x 3 convolutions U and V. The injected input `u` is computed once per solve. As it has unit variance, `gain` decides how
+    strongly the state acts on itself beside it: a small one makes the cell a contraction at initialisation and keeps it near one, so
+    that training moves among equilibria that exist.
+
+    Args:
+      width: channels of the state and of the input `x`.
+      groups: groups of the normalisations; must divide `width`.
+      gain: recurrent strength, a constant factor.
+      rngs: random streams; `params` is used.
+
+    Example:
+      >>> cell = ConvCell(8, groups=4, rngs=nnx.Rngs(0))
+      >>> x = jnp.ones((2, 6, 6, 8))
+      >>> cell(cell.initial(x), x).shape
+      (2, 6, 6, 8)
+
+    Bai, Koltun and Kolter, "Multiscale deep equilibrium models", 2020, use cells of this kind.
+    """
+
+    def __init__(self, width: int, *, groups: int = 8, gain: float = 0.25, rngs: nnx.Rngs) -> None:
+        self.inject = Conv(width, width, bias=False, rngs=rngs)
+        self.inject_norm = GroupNorm(width, groups)
+        self.recurrent = Conv(width, width, gain=gain, bias=False, rngs=rngs)
+        self.norm = GroupNorm(width, groups)
+
+    def prepare(self, x: Images, key: Key[Array, ""] | None = None) -> Callable[[Images], Images]:
+        u = self.inject_norm(self.inject(x))
+        return lambda z: jax.nn.relu(self.norm(self.recurrent(z) + u))
+
+    def initial(self, x: Images) -> Images:
+        return jnp.zeros_like(x)

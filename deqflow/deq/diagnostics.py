@@ -1,0 +1,58 @@
+"""The channel through which equilibrium layers report how their solves went."""
+
+import warnings
+
+import jax.numpy as jnp
+from flax import nnx
+from flax.errors import TraceContextError
+from jax import lax
+
+from deqflow.implicit import Stats
+
+
+class Diagnostics(nnx.Variable):
+    """A float32 scalar of the last solve, kept where `nnx.state(model, Diagnostics)` finds it.
+
+    It exists from construction and never changes shape, so it passes through `nnx.scan`, `nnx.remat`, `nnx.grad` and `nnx.split` /
+    `nnx.merge` like batch statistics do. It is neither a parameter nor differentiated.
+    """
+
+
+class SolveDiagnostics(nnx.Module):
+    """The four numbers an equilibrium layer reports, over the batch of its last solve.
+
+    Attributes:
+      steps: mean number of solver steps.
+      max_steps: largest number of solver steps.
+      residual: mean relative residual; a failed sample counts as 1.
+      failures: fraction of samples that failed (diverged, or came with non-finite input).
+    """
+
+    def __init__(self) -> None:
+        self.steps = Diagnostics(jnp.zeros((), jnp.float32))
+        self.max_steps = Diagnostics(jnp.zeros((), jnp.float32))
+        self.residual = Diagnostics(jnp.zeros((), jnp.float32))
+        self.failures = Diagnostics(jnp.zeros((), jnp.float32))
+
+    def record(self, stats: Stats) -> None:
+        """Write the summary of `stats`.
+
+        Where Flax does not let a module change, in a plain JAX transformation that closes over it such as `jax.jit(lambda x: deq(x))`,
+        it warns instead. The statistics that `DEQ.solve` returns are there either way.
+        """
+        usable = jnp.isfinite(stats.relative_residual) & ~stats.failed
+        values = {
+            "steps": jnp.mean(stats.steps, dtype=jnp.float32),
+            "max_steps": jnp.max(stats.steps, initial=0).astype(jnp.float32),
+            "residual": jnp.mean(jnp.where(usable, stats.relative_residual, 1), dtype=jnp.float32),
+            "failures": jnp.mean(stats.failed, dtype=jnp.float32),
+        }
+        try:
+            for name, value in values.items():
+                getattr(self, name)[...] = lax.stop_gradient(value)
+        except TraceContextError:
+            warnings.warn(
+                "the layer's diagnostics were not updated, because it is called inside a JAX transformation that its state does not pass "
+                "through; use nnx.jit, or pass the state as an argument and merge it inside (nnx.merge(..., copy=True))",
+                stacklevel=3,
+            )

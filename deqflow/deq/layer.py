@@ -1,0 +1,112 @@
+"""The equilibrium layer."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Int, Key
+
+from deqflow.deq.cell import State
+from deqflow.deq.diagnostics import SolveDiagnostics
+from deqflow.implicit import Anderson, Gradient, Implicit, Solution, Solver, Status, fixed_point
+from deqflow.implicit.trees import as_floating, check_like
+
+
+class DEQ(nnx.Module):
+    """Deep equilibrium layer: its output is the fixed point of a cell.
+
+        z = f(z, x)
+
+    Depth is replaced by solving; memory does not grow with the solver's steps, and gradients come from the implicit function theorem.
+    The layer's `diagnostics` hold what the trainer logs of the last solve, as `Diagnostics` variables.
+
+    Args:
+      cell: a `Cell`, or any module with `cell(z, x) -> z`; the latter starts from zeros like `x`, unless it has `initial` and `prepare`
+        as a `Cell` does.
+      solver: how to solve.
+      gradient: how to differentiate.
+
+    Example:
+      >>> from deqflow.deq import ConvCell
+      >>> layer = DEQ(ConvCell(8, groups=4, rngs=nnx.Rngs(0)))
+      >>> layer(jnp.ones((2, 6, 6, 8))).shape
+      (2, 6, 6, 8)
+      >>> print(layer.solve(jnp.ones((2, 6, 6, 8))).stats.converged)
+      [ True  True]
+
+    Bai, Kolter and Koltun, "Deep equilibrium models", 2019.
+    """
+
+    def __init__(self, cell: Callable[..., State], solver: Solver = Anderson(), gradient: Gradient = Implicit()) -> None:
+        self.cell = cell
+        self.solver = solver
+        self.gradient = gradient
+        self.diagnostics = SolveDiagnostics()
+
+    def __call__(self, x: Any, *, key: Key[Array, ""] | None = None) -> State:
+        """The equilibrium for the input `x`, a pytree of arrays with a leading batch axis."""
+        return self.solve(x, key=key).value
+
+    def solve(
+        self,
+        x: Any,
+        *,
+        key: Key[Array, ""] | None = None,
+        z0: State | None = None,
+        budget: Int[Array, ""] | int | None = None,
+        trace: bool = False,
+    ) -> Solution[Any]:
+        """Solve for the equilibrium and keep the statistics.
+
+        Args:
+          x: input, a pytree of arrays with a leading batch axis. A sample that holds NaN or infinity is replaced by zeros before it
+            reaches the cell, gets the status `INVALID_INPUT` and contributes nothing to any gradient.
+          key: randomness for the cell, if it needs any; one draw serves the whole solve.
+          z0: initial guess, for a warm start; the cell's `initial` by default, and for samples where `z0` is not finite.
+          budget: at most this many steps; may be traced.
+          trace: whether `stats.trace` shall hold the relative residual after every step.
+
+        Returns:
+          The equilibrium and per-sample statistics.
+
+        Raises:
+          ValueError: if the cell's output differs from its state in structure, shape or dtype.
+        """
+        valid = _finite(x)
+        x = _select(valid, x, jax.tree.map(jnp.zeros_like, x))
+        start = as_floating(self.cell.initial(x) if hasattr(self.cell, "initial") else jax.tree.map(jnp.zeros_like, x), "the cell's initial state")
+        if z0 is not None:
+            z0 = as_floating(z0, "z0")
+            check_like(z0, start, "z0 of the cell")
+            start = _select(_finite(z0), z0, start)
+        f = self._prepared(x, key)
+
+        def step(z: State) -> State:
+            out = f(z)
+            check_like(out, z, f"the output of the cell {type(self.cell).__name__}")
+            return out
+
+        value, stats = fixed_point(step, start, solver=self.solver, gradient=self.gradient, budget=budget, trace=trace)
+        stats = dataclasses.replace(stats, status=jnp.where(valid, stats.status, jnp.int32(Status.INVALID_INPUT)))
+        self.diagnostics.record(stats)
+        return Solution(_select(valid, value, lax.stop_gradient(value)), stats)
+
+    def _prepared(self, x: Any, key: Key[Array, ""] | None) -> Callable[[State], State]:
+        if hasattr(self.cell, "prepare"):
+            return self.cell.prepare(x, key)
+        return lambda z: self.cell(z, x)
+
+
+def _finite(tree: Any) -> Bool[Array, " batch"]:
+    """Which samples hold finite numbers only."""
+    flags = [jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, jnp.ndim(leaf)))) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(flags), axis=0)
+
+
+def _select(condition: Bool[Array, " batch"], a: Any, b: Any) -> Any:
+    """Per sample, `a` where `condition` holds and `b` elsewhere."""
+    return jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(condition, tuple(range(1, jnp.ndim(a)))), a, b), a, b)

@@ -1,0 +1,96 @@
+"""Anderson acceleration."""
+
+import dataclasses
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from deqflow.implicit.solver import Iterate, Solver
+from deqflow.implicit.trees import Map, Vectors, accumulator, combine, dot
+from deqflow.registry import Range
+
+
+class _State(NamedTuple):
+    count: Int[Array, ""]
+    z: Vectors
+    f: Vectors
+    residuals: Float[Array, "batch m n"]  # differences of successive residuals, a ring buffer
+    images: Float[Array, "batch m n"]  # differences of successive damped images z + damping (f(z) - z)
+    gram: Float[Array, "batch m m"]  # of `residuals`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Anderson(Solver):
+    """Anderson acceleration: plain iteration corrected by least squares on the last differences.
+
+        γ = argmin ‖r_k - ΔR γ‖₂,   z_{k+1} = z_k + damping r_k - (ΔZ + damping ΔR) γ,   r = f(z) - z
+
+    where the columns of ΔR and ΔZ are the last `history` differences of residuals and iterates. It converges on many maps that are no
+    contraction, at the cost of two buffers of `history` states. The least squares are solved through the Gram matrix of the
+    differences scaled to unit length, updated by one row per step and regularised relative to that length.
+
+    Args:
+      history: number of differences kept.
+      damping: the fraction of the residual that is added, in (0, 1].
+      ridge: regularisation relative to the squared length of the differences; rounding sets a floor for it.
+      atol: absolute tolerance.
+      rtol: relative tolerance.
+      max_steps: step limit.
+      precision: of the matrix products in `f`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import deqflow
+      >>> sol = deqflow.fixed_point(jnp.cos, jnp.zeros((1, 1)), solver=Anderson(rtol=1e-5))
+      >>> print(f"{sol.value.item():.4f} after {sol.stats.steps.item()} steps")
+      0.7391 after 6 steps
+
+    Anderson, "Iterative procedures for nonlinear integral equations", 1965; Walker and Ni, "Anderson acceleration for fixed-point
+    iterations", 2011.
+    """
+
+    history: Annotated[int, Range(ge=1)] = 5
+    damping: Annotated[float, Range(gt=0, le=1)] = 1.0
+    ridge: Annotated[float, Range(ge=0)] = 0.0
+
+    def init(self, z0: Vectors) -> _State:
+        # Derived from z0, so that the buffers are sharded as it is.
+        buffer = jnp.repeat(jnp.zeros_like(z0)[:, None], self.history, axis=1)
+        gram = jnp.zeros((z0.shape[0], self.history, self.history), accumulator(z0.dtype))
+        # Pretending that f(z0) = z0 makes the first proposal z0 itself.
+        return _State(jnp.zeros((), jnp.int32), z0, z0, buffer, buffer, gram)
+
+    def step(self, f: Map, state: _State) -> _State:
+        r = state.f - state.z
+        weights = self._weights(state.gram, dot(state.residuals, r))
+        z = state.z + self.damping * r - combine(weights, state.images)
+        fz = f(z)
+
+        # The difference to the pretended first residual is no difference of residuals: leave the buffer empty then.
+        change = jnp.where(state.count > 0, (fz - z) - r, 0)
+        moved = jnp.where(state.count > 0, z - state.z, 0)
+        slot = (state.count - 1) % self.history
+        residuals = lax.dynamic_update_index_in_dim(state.residuals, change, slot, 1)
+        images = lax.dynamic_update_index_in_dim(state.images, moved + self.damping * change, slot, 1)
+        row = dot(residuals, change)
+        gram = lax.dynamic_update_index_in_dim(state.gram, row, slot, 1)
+        gram = lax.dynamic_update_index_in_dim(gram, row, slot, 2)
+        return _State(state.count + 1, z, fz, residuals, images, gram)
+
+    def value(self, state: _State) -> Iterate:
+        return Iterate(state.z, state.f, jnp.full(state.z.shape[:1], state.count))
+
+    def _weights(self, gram: Float[Array, "batch m m"], target: Float[Array, "batch m"]) -> Float[Array, "batch m"]:
+        """The regularised least squares solution γ; empty columns of the buffer get weight zero."""
+        square = jnp.diagonal(gram, axis1=1, axis2=2)
+        scale = jnp.where(square > 0, lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
+        floor = self.history * float(jnp.finfo(gram.dtype).eps)
+        unit = gram * scale[:, :, None] * scale[:, None, :]
+        # Empty columns have a zero row here; a one on their diagonal keeps the matrix definite.
+        lift = jnp.where(square > 0, floor + self.ridge, 1)
+        factor = jnp.linalg.cholesky(unit + lift[:, :, None] * jnp.eye(self.history, dtype=gram.dtype))
+        weights = jax.scipy.linalg.cho_solve((factor, True), (target * scale)[:, :, None])[:, :, 0]
+        return weights * scale

@@ -1,0 +1,62 @@
+"""What every solver of `f(z) = z` is: three small methods over one explicit state."""
+
+import abc
+import dataclasses
+from typing import Annotated, Any, Literal, NamedTuple
+
+from jaxtyping import Array, Int
+
+from deqflow.implicit.trees import Map, Vectors
+from deqflow.registry import Range, check_ranges
+
+Precision = Literal["default", "high", "highest"]
+"""How matrix products are computed on accelerators: float32 is truncated to TF32 or bfloat16 unless it says `highest`."""
+
+
+class Iterate(NamedTuple):
+    """The point a solver evaluated last.
+
+    Attributes:
+      z: the point.
+      f: the value of the function there.
+      evaluations: how many evaluations of the function each sample has used so far.
+    """
+
+    z: Vectors
+    f: Vectors
+    evaluations: Int[Array, " batch"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Solver(abc.ABC):
+    """An iteration for `f(z) = z`, described by `init`, `step` and `value` over one explicit state.
+
+    States are matrices with a row per sample, and a solver must treat every row by itself. When to stop, which iterate is best, the
+    step budget and the statistics are the business of the loop that drives it, `deqflow.implicit.loop.solve`.
+
+    Attributes:
+      atol: absolute tolerance. A sample has converged when `‖f(z) - z‖₂ <= atol + rtol ‖f(z)‖₂`.
+      rtol: relative tolerance.
+      max_steps: the largest number of steps, fixed when compiling; `budget` lowers it at run time.
+      precision: how the matrix products inside `f` are computed while solving.
+    """
+
+    atol: Annotated[float, Range(ge=0)] = 0.0
+    rtol: Annotated[float, Range(ge=0)] = 1e-4
+    max_steps: Annotated[int, Range(ge=1)] = 50
+    precision: Precision = "highest"
+
+    def __post_init__(self) -> None:
+        check_ranges(type(self).__init__, vars(self))
+
+    @abc.abstractmethod
+    def init(self, z0: Vectors) -> Any:
+        """The state before the first evaluation of `f`, which `step` makes at `z0`."""
+
+    @abc.abstractmethod
+    def step(self, f: Map, state: Any) -> Any:
+        """Propose the next point and evaluate `f` there."""
+
+    @abc.abstractmethod
+    def value(self, state: Any) -> Iterate:
+        """The point evaluated last."""

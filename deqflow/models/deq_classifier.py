@@ -1,0 +1,115 @@
+"""A deep equilibrium classifier of small images."""
+
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key, Num
+
+from deqflow.deq import DEQ, ConvCell
+from deqflow.implicit import Anderson, Gradient, Implicit, Solution, Solver
+from deqflow.nn import GroupNorm
+from deqflow.nn.conv import Images
+from deqflow.registry import FromRuntime, Range, check_ranges
+
+_SMALLEST = 3  # the side of the convolutions' kernels
+
+
+class DEQClassifier(nnx.Module):
+    """Deep equilibrium classifier of small images: one convolutional cell, solved to equilibrium.
+
+        logits = readout(z),   z = f(z, stem(x))
+
+    The stem is a strided convolution with group normalisation, the readout a linear map of the equilibrium's average over a grid.
+
+    Args:
+      width: channels of the state.
+      groups: groups of the normalisations; must divide `width`.
+      gain: recurrent strength of the cell; more of it makes deeper equilibria that are harder to find.
+      stride: the equilibrium lives on a grid this many times coarser than the image.
+      grid: the readout averages the equilibrium over `grid x grid` tiles.
+      solver: how the equilibrium is found.
+      gradient: how it is differentiated.
+      input_shape: `(height, width, channels)` of an image.
+      classes: number of classes.
+      levels: integer images hold `0 .. levels - 1` and are divided by `levels - 1`; `None` for real images, taken as they are.
+      rngs: random streams; `params` is used.
+
+    Raises:
+      ValueError: if the images are not `(height, width, channels)` or too small, or `classes` is missing.
+
+    Example:
+      >>> model = DEQClassifier(width=16, input_shape=(8, 8, 1), classes=10, levels=17, rngs=nnx.Rngs(0))
+      >>> model(jnp.zeros((2, 8, 8, 1), jnp.uint8)).shape
+      (2, 10)
+
+    Bai, Kolter and Koltun, "Deep equilibrium models", 2019; Bai, Koltun and Kolter, "Multiscale deep equilibrium models", 2020.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: Annotated[int, Range(ge=1)] = 32,
+        groups: Annotated[int, Range(ge=1)] = 8,
+        gain: Annotated[float, Range(gt=0)] = 0.25,
+        stride: Annotated[int, Range(ge=1)] = 1,
+        grid: Annotated[int, Range(ge=1)] = 4,
+        solver: Solver = Anderson(),
+        gradient: Gradient = Implicit(),
+        input_shape: Annotated[tuple[int, ...], FromRuntime],
+        classes: Annotated[int | None, FromRuntime],
+        levels: Annotated[int | None, FromRuntime],
+        rngs: Annotated[nnx.Rngs, FromRuntime],
+    ) -> None:
+        check_ranges(DEQClassifier.__init__, locals())
+        if len(input_shape) != 3:
+            raise ValueError(f"deq_classifier takes images of shape (height, width, channels), got examples of shape {input_shape}")
+        if classes is None:
+            raise ValueError("deq_classifier needs labelled data, got a data set without classes")
+        smallest = max(_SMALLEST, grid) * stride
+        if min(input_shape[:2]) < smallest:
+            raise ValueError(
+                f"deq_classifier with stride={stride} and grid={grid} takes images of at least {smallest} x {smallest} pixels, "
+                f"got {input_shape[0]} x {input_shape[1]}"
+            )
+        self.levels = levels
+        self.grid = grid
+        self.stem = nnx.Conv(input_shape[2], width, (2 * stride + 1, 2 * stride + 1), stride, rngs=rngs)
+        self.stem_norm = GroupNorm(width, groups)
+        self.deq = DEQ(ConvCell(width, groups=groups, gain=gain, rngs=rngs), solver, gradient)
+        self.linear = nnx.Linear(grid * grid * width, classes, rngs=rngs)
+
+    def __call__(self, x: Num[Array, "batch height width channels"], *, key: Key[Array, ""] | None = None) -> Float[Array, "batch classes"]:
+        """Logits of raw images."""
+        return self.readout(self.solve(x, key=key).value)
+
+    def solve(
+        self, x: Num[Array, "batch height width channels"], *, key: Key[Array, ""] | None = None, trace: bool = False
+    ) -> Solution[Images]:
+        """The equilibrium of raw images, with per-sample statistics; `model(x) == model.readout(model.solve(x).value)`.
+
+        Args:
+          x: images as the data gives them.
+          key: randomness for the cell.
+          trace: whether `stats.trace` shall hold the relative residual after every step.
+        """
+        x = x.astype(jnp.float32)
+        if self.levels is not None:
+            x = x / (self.levels - 1)
+        return self.deq.solve(jax.nn.relu(self.stem_norm(self.stem(x))), key=key, trace=trace)
+
+    def readout(self, z: Images) -> Float[Array, "batch classes"]:
+        """Logits of an equilibrium."""
+        rows, columns = (_tiles(side, self.grid) for side in z.shape[1:3])
+        tiles = jnp.einsum("gh,kw,bhwc->bgkc", rows, columns, z)
+        return self.linear(tiles.reshape(z.shape[0], -1))
+
+
+def _tiles(side: int, grid: int) -> Float[np.ndarray, "grid side"]:
+    """Row i averages the pixels of tile i; tiles overlap by a pixel where `grid` does not divide `side`."""
+    edges = np.arange(grid + 1) * side / grid
+    first, last = np.floor(edges[:-1, None]), np.ceil(edges[1:, None])
+    inside = (np.arange(side) >= first) & (np.arange(side) < last)
+    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,7 @@
+"""What a model is trained for: its loss, its metrics and its pictures."""
+
+from deqflow.tasks.classification import Classification
+from deqflow.tasks.density import Density
+from deqflow.tasks.task import Batch, Task
+
+__all__ = ["Batch", "Classification", "Density", "Task"]

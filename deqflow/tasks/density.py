@@ -1,0 +1,178 @@
+"""Density estimation: the likelihood of the data under the model."""
+
+import dataclasses
+import math
+from typing import Annotated, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+from matplotlib.figure import Figure
+
+from deqflow.registry import FromRuntime, Range, check_ranges
+from deqflow.tasks.density_figures import density_beside_data, grid_points, sample_grid, view
+from deqflow.tasks.figures import is_image
+from deqflow.tasks.task import Batch, Task
+
+_IMAGES = 64
+_POINTS = 4000
+_SIDE = 200
+
+
+@runtime_checkable
+class DensityModel(Protocol):
+    """A model with a tractable log-likelihood, or a bound of it, that can be sampled from."""
+
+    def log_prob(self, x: jax.Array, *, key: Key[Array, ""] | None = None) -> jax.Array: ...
+
+    def sample(self, key: Key[Array, ""], n: int) -> jax.Array: ...
+
+
+@runtime_checkable
+class DataInitialized(Protocol):
+    """A model whose first parameters depend on data."""
+
+    def initialize(self, x: jax.Array, key: Key[Array, ""]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Density(Task):
+    """Estimate a density, or the distribution of integer-valued images, by maximum likelihood.
+
+    With examples of `D` numbers,
+
+        loss = -log p(x) / D    (nats per dimension, mean over the batch),
+
+    so that one gradient clip or learning rate means the same in 2 and in 3000 dimensions. What is reported is `nats`,
+    the mean of `-log p(x)`, for real data, and `bits_per_dim`, `-log P(x) / (D ln 2)`, for data with `levels` integer values.
+
+    Args:
+      copies: evaluations of each example with independent noise (dequantisation, stochastic log-determinants), whose mean
+        counts. The mean over draws estimates the same bound as one draw does, with less noise.
+      levels: number of values of integer-valued data, from the data; `None` for real data.
+      entropy: entropy of the true density in nats, from the data, where it is known; `gap = nats - entropy` is then reported,
+        an estimate of the Kullback-Leibler divergence.
+
+    Raises:
+      ValueError: if `copies` is out of its range.
+
+    Example:
+      >>> Density().monitor, Density(levels=256).monitor
+      ('nats', 'bits_per_dim')
+
+    Uria et al., RNADE, 2013 (dequantisation); Theis et al., A note on the evaluation of generative models, 2016.
+    """
+
+    copies: Annotated[int, Range(ge=1)] = 1
+    levels: Annotated[int | None, FromRuntime] = None
+    entropy: Annotated[float | None, FromRuntime] = None
+
+    def __post_init__(self) -> None:
+        check_ranges(type(self).__init__, vars(self))
+
+    @property
+    def monitor(self) -> str:
+        return "nats" if self.levels is None else "bits_per_dim"
+
+    @property
+    def maximize(self) -> bool:
+        return False
+
+    def initialize(self, model: nnx.Module, batch: Batch, key: Key[Array, ""]) -> None:
+        """The model's own data-dependent initialisation, where it has one."""
+        if isinstance(model, DataInitialized):
+            model.initialize(batch["x"], key)
+
+    def loss(self, model: nnx.Module, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Mean negative log-likelihood in nats per dimension, with `nats` or `bits_per_dim`."""
+        x = batch["x"]
+        nats = -_log_prob(model, x, key).mean()
+        return nats / _dimension(x), {self.monitor: nats * self._scale(x)}
+
+    def evaluate(self, model: nnx.Module, batch: Batch, key: Key[Array, ""]) -> dict[str, Array]:
+        """Per example: `nats` or `bits_per_dim`, the mean of `copies` draws, and with two copies or more `noise_variance` of that mean.
+
+        Points in the plane are returned too, as `x`, for the picture of the density.
+        """
+        x = batch["x"]
+        graphdef, state = nnx.split(model)
+
+        def draw(k: Key[Array, ""]) -> Float[Array, " batch"]:
+            # a copy made inside the loop, where a module may record its diagnostics
+            return -self._scale(x) * _log_prob(nnx.merge(graphdef, state, copy=True), x, k)
+
+        draws = jax.lax.map(draw, jax.random.split(key, self.copies))
+        rows = {self.monitor: draws.mean(axis=0)}
+        if self.copies > 1:
+            rows["noise_variance"] = draws.var(axis=0, ddof=1) / self.copies
+        if x.shape[1:] == (2,) and self.levels is None:
+            rows["x"] = x
+        return rows
+
+    def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
+        """`nats` or `bits_per_dim`, with standard errors; `gap`, where the entropy is known.
+
+        `standard_error` is that of the mean over examples, as drawn from the data's distribution; `noise_error` what the model's
+        noise contributes to it, which alone counts when two models are compared on the same examples. `failures`, the
+        fraction of examples without a finite likelihood, appears when there are any; the mean is then not finite either.
+        """
+        values = rows[self.monitor].astype(np.float64)
+        n = len(values)
+        with np.errstate(invalid="ignore"):  # inf - inf is NaN, as it should be
+            mean = float(values.mean())
+        finite = np.isfinite(values)
+        summary = {self.monitor: mean}
+        if self.entropy is not None and self.levels is None:
+            summary["gap"] = mean - self.entropy
+        if n > 1:
+            summary["standard_error"] = float(values.std(ddof=1)) / math.sqrt(n) if finite.all() else math.nan
+        if "noise_variance" in rows:
+            summary["noise_error"] = math.sqrt(rows["noise_variance"].astype(np.float64).sum()) / n
+        if not finite.all():
+            summary["failures"] = float((~finite).mean())
+        return summary
+
+    def pictures(
+        self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
+    ) -> dict[str, Figure]:
+        """`samples` beside data for images, `density` beside data for points in the plane."""
+        assert isinstance(model, DensityModel)
+        graphdef, state = nnx.split(model)
+        sample_key, density_key = jax.random.split(key)
+
+        def sample(n: int) -> np.ndarray:
+            return np.asarray(jax.jit(lambda state: nnx.merge(graphdef, state).sample(sample_key, n))(state))
+
+        data = batch["x"] if "mask" not in batch else batch["x"][batch["mask"] > 0]
+        if is_image(data.shape[1:]):
+            limits = (0.0, self.levels - 1.0) if self.levels is not None else (float(data.min()), float(data.max()))
+            return {"samples": sample_grid(data[:_IMAGES], sample(_IMAGES), limits)}
+        if "x" not in rows:
+            return {}
+        points = rows["x"][:_POINTS]
+        limits = view(points)
+        cells = grid_points(limits, _SIDE).reshape(_SIDE, _SIDE, 2)
+        density = jax.jit(lambda state, x: _log_prob(nnx.merge(graphdef, state), x, density_key))
+        # line by line: a model with wide layers need not hold the whole grid at once
+        log_density = np.stack([np.asarray(density(state, line)) for line in cells])
+        nats = self.summarize(rows)["nats"]
+        return {"density": density_beside_data(points, log_density, sample(len(points)), limits, nats, self.entropy)}
+
+    def _scale(self, x: jax.Array) -> float:
+        """What turns nats of an example into the reported unit."""
+        return 1.0 if self.levels is None else 1 / (_dimension(x) * math.log(2))
+
+
+def _dimension(x: jax.Array) -> int:
+    return math.prod(x.shape[1:])
+
+
+def _log_prob(model: nnx.Module, x: jax.Array, key: Key[Array, ""]) -> Float[Array, " batch"]:
+    """The model's log-likelihood of every example in nats, or an error if the model has none."""
+    if not isinstance(model, DensityModel):
+        raise ValueError(f"density estimation needs a model with log_prob and sample, such as realnvp; {type(model).__name__} has not")
+    log_p = model.log_prob(x, key=key)
+    if log_p.shape != x.shape[:1]:
+        raise ValueError(f"log_prob must return one number per example, shape {x.shape[:1]}; this model returned {log_p.shape}")
+    return log_p

@@ -1,0 +1,8 @@
+# What `__init__.py` imports on first use, for type checkers.
+from deqflow.train.loop import Result as Result
+from deqflow.train.loop import run as run
+from deqflow.train.saved import SavedRun as SavedRun
+from deqflow.train.saved import load as load
+from deqflow.train.settings import TrainSettings as TrainSettings
+from deqflow.train.sizing import Check as Check
+from deqflow.train.sizing import check as check

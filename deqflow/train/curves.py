@@ -1,0 +1,121 @@
+"""The learning curves of a run, from its `metrics.jsonl`."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from deqflow.tasks.figures import BLUE, GREEN, ORANGE, panels, tidy
+from deqflow.train.metrics import Row
+
+_COLOURS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+    label: str
+    names: dict[str, str]  # metric -> what the legend adds to the split's name
+    scale: Literal["linear", "log"] = "linear"
+    better: Literal["low", "high", "neither"] = "neither"
+
+    def drawn(self, rows: Sequence[Row]) -> bool:
+        return any(name in row for row in rows for name in self.names)
+
+
+_PANELS = [
+    _Panel("negative log-likelihood (bits/dim)", {"bits_per_dim": ""}, better="low"),
+    _Panel("negative log-likelihood (nats)", {"nats": ""}, better="low"),
+    _Panel("loss", {"loss": ""}, scale="log"),
+    _Panel("accuracy", {"accuracy": ""}, better="high"),
+    _Panel("solver steps", {"solver_steps": ""}),
+    _Panel("relative residual", {"solver_residual": ", mean", "residual_median": ", median"}, scale="log"),
+]
+
+
+def learning_curves(rows: Sequence[Row]) -> Figure:
+    """Draw likelihood or loss, accuracy, solver steps and residual against the training step, as far as `rows` have them.
+
+    Where there is a likelihood, the loss is left out: it is the same in another unit. Steps at which a number was not finite are marked
+    by red lines. The few worst values of a linear axis, those of the first steps, may lie outside the panel.
+
+    Args:
+      rows: what `deqflow.train.metrics.read_rows` returns.
+
+    Raises:
+      ValueError: if no row has any of these numbers.
+
+    Example:
+      >>> figure = learning_curves([{"step": 1, "split": "train", "loss": 2.0}, {"step": 2, "split": "train", "loss": 1.0}])
+      >>> [axes.get_ylabel() for axes in figure.axes]
+      ['loss']
+    """
+    chosen = [panel for panel in _PANELS if panel.drawn(rows)]
+    if any(panel.better == "low" for panel in chosen):
+        chosen = [panel for panel in chosen if panel.label != "loss"]
+    if not chosen:
+        raise ValueError("no row has a loss, an accuracy, a likelihood or solver statistics, so there is no curve to draw")
+    figure, axes = panels(columns=min(len(chosen), 2), rows=math.ceil(len(chosen) / 2), width=4.6, height=2.9)
+    for unused in axes[len(chosen) :]:
+        unused.remove()
+    for panel, ax in zip(chosen, axes, strict=False):
+        _draw(panel, ax, rows)
+    return figure
+
+
+def _draw(panel: _Panel, axes: Axes, rows: Sequence[Row]) -> None:
+    drawn: list[float] = []
+    broken: set[float] = set()
+    for split, colour in _COLOURS.items():
+        for name, suffix in panel.names.items():
+            chosen = [row for row in rows if row["split"] == split and name in row]
+            # A test is of the parameters that were selected, which may be those of an earlier step.
+            points = np.array([(float(row.get("selected_step", row["step"])), float(row[name])) for row in chosen]).reshape(-1, 2)
+            finite = np.isfinite(points[:, 1])
+            broken |= set(points[~finite, 0].tolist())
+            if not finite.any():
+                continue
+            drawn += points[finite, 1].tolist()
+            if split == "test":
+                value = points[finite, 1][-1]
+                text = f"test: {value:.4g}" if abs(value) >= 0.001 else f"test: {value:.1e}"
+                axes.plot(*points[finite].T, "*", color=colour, markersize=11, label=text, zorder=3, clip_on=False)
+            else:
+                axes.plot(
+                    *points.T, color=colour, linewidth=1.5, marker="o" if len(points) <= 30 else "", markersize=3, label=split + suffix
+                )
+    for index, step in enumerate(sorted(broken)):
+        axes.axvline(step, color="red", linewidth=0.8, zorder=1.5, label="not finite" if index == 0 else None)
+    axes.set_xlabel("training step")
+    axes.set_ylabel(panel.label)
+    axes.set_xlim(left=0)
+    tidy(axes)
+    if panel.scale == "log" and drawn and min(drawn) > 0:
+        axes.set_yscale("log")
+        low, high = min(drawn), max(drawn)
+        margin = max(1.2, math.sqrt(10 * low / high))  # one power of ten at least, so that small changes look small
+        axes.set_ylim(low / margin, high * margin)
+    elif drawn:
+        _limit(panel, axes, np.array(drawn))
+    # above the panel, where it hides no data
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=4,
+        frameon=False,
+        fontsize="small",
+        columnspacing=0.8,
+        handlelength=1.2,
+        handletextpad=0.5,
+    )
+
+
+def _limit(panel: _Panel, axes: Axes, values: np.ndarray) -> None:
+    """Leave the worst tenth of the values out of the limits, so that the later differences can be seen."""
+    low = np.quantile(values, 0.1) if panel.better == "high" else values.min()
+    high = np.quantile(values, 0.9) if panel.better == "low" else values.max()
+    margin = 0.08 * max(high - low, 1e-3 * abs(high), 1e-9)
+    axes.set_ylim(low - margin, high + margin)

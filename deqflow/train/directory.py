@@ -1,0 +1,132 @@
+"""The run directory: what a run leaves on disk, and where."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import deqflow
+from deqflow.config import Config, differences, load
+from deqflow.registry import UserError
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """`config.yaml` (resolved), `env.json`, `metrics.jsonl`, `timing.jsonl`, `checkpoints/`, `plots/`, `tensorboard/`, `DONE`.
+
+    Args:
+      path: the directory.
+    """
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    def require_new(self) -> None:
+        """Raise `UserError` if the directory is taken, or cannot be made; nothing is written."""
+        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise UserError(f"{self.path} exists already; choose another --run, or go on with what is there by --resume")
+        parent = next(folder for folder in self.path.absolute().parents if folder.exists())
+        if not parent.is_dir():
+            raise UserError(f"cannot make the run directory {self.path}: {parent} is a file")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise UserError(f"cannot make the run directory {self.path}: no permission to write in {parent}")
+
+    def create(self, config: Config) -> None:
+        """Make the directory, with its config and environment."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write("config.yaml", config.dump())
+            self._write("env.json", json.dumps(environment(), indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot make the run directory {self.path}: {error.strerror}") from error
+
+    def config(self) -> Config:
+        """The resolved config that the run was started with.
+
+        Raises:
+          UserError: if this is no run directory.
+        """
+        if not self.config_file.is_file():
+            what = "there is no such directory" if not self.path.exists() else "it has no config.yaml"
+            raise UserError(f"{self.path} is not a run directory: {what}; expected what `deqflow train` has made")
+        return load(self.config_file)
+
+    def require_same(self, config: Config) -> None:
+        """Raise `UserError`, listing the differences, if the run was started with another config."""
+        changed = differences(self.config(), config)
+        if changed:
+            listed = "".join(f"\n  {path}: {before!r} there, {now!r} here" for path, before, now in changed)
+            raise UserError(f"{self.path} was started with another config, so it cannot be resumed with this one:{listed}")
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Mark the run as finished, with its result."""
+        self._write("DONE", json.dumps(result, indent=2) + "\n")
+
+    def result(self) -> dict[str, Any] | None:
+        """What `finish` wrote, or `None` if the run is not finished."""
+        done = self.path / "DONE"
+        return json.loads(done.read_text()) if done.is_file() else None
+
+    def _write(self, name: str, text: str) -> None:
+        """Write a file whole or not at all."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+
+def default_directory(name: str, *, resume: bool) -> RunDirectory:
+    """`runs/NAME`, with a number behind it: the first that is free, or to resume the last that is there."""
+    number, path = 1, Path("runs") / name
+    following = Path("runs") / name
+    while following.exists():
+        number, path = number + 1, following
+        following = Path("runs") / f"{name}-{number}"
+    return RunDirectory(path if resume else following)
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides the config: versions, device and source."""
+    device = jax.devices()[0]
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {
+            "python": platform.python_version(),
+            "deqflow": deqflow.__version__,
+            **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+        },
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(), "cores": os.cpu_count()},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source that runs, `+` behind it if files were changed since; `None` outside a checkout."""
+    folder = Path(deqflow.__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

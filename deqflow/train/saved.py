@@ -1,0 +1,117 @@
+"""A trained model, back from its run directory."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from deqflow.registry import UserError
+from deqflow.tasks.density import DensityModel
+from deqflow.tasks.density_figures import samples_figure
+from deqflow.train.assemble import Assembly, assemble
+from deqflow.train.checkpoint import Checkpoints
+from deqflow.train.directory import RunDirectory
+from deqflow.train.loop import evaluate_split
+from deqflow.train.state import Leaves
+from deqflow.train.step import Program, Stream, random_key
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """The state of a run at one of its checkpoints, with the program that reads it.
+
+    Attributes:
+      step: of the checkpoint.
+    """
+
+    assembly: Assembly
+    program: Program
+    state: Leaves
+    step: int
+
+    @classmethod
+    def open(cls, run_dir: str | Path, step: int | None = None) -> "SavedRun":
+        """Read a checkpoint: by default the one that the run selects (`train.select`), of what there is so far.
+
+        Raises:
+          UserError: if this is no run directory, or the checkpoint is missing or damaged.
+        """
+        directory = RunDirectory(Path(run_dir))
+        config = directory.config()
+        if not directory.checkpoints.is_dir():
+            raise UserError(f"{directory.path} has no checkpoints; the run has not reached its first one")
+        assembly = assemble(config)
+        program = assembly.program(nnx.eval_shape(assembly.make_model))
+        with Checkpoints(directory.checkpoints, program.settings.keep) as checkpoints:
+            if step is None and program.settings.select == "best":
+                step = checkpoints.record().best_step
+            state, _ = checkpoints.restore(program.abstract, step)
+        return cls(assembly, program, state, int(state["step"]))
+
+    def model(self) -> nnx.Module:
+        """The model in evaluation mode, with the averaged parameters where the run averages them."""
+        return self.program.layout.model(self.state, training=False)
+
+    def evaluate(self, split: str = "test") -> dict[str, float]:
+        """The task's numbers on `"train"`, `"validation"` or `"test"`."""
+        source = self.assembly.source
+        return self.program.task.summarize(evaluate_split(self.program, self.state, source.split(split), source.batch_size))
+
+    def sample(self, n: int, seed: int = 0) -> np.ndarray:
+        """`n` draws from a density model, of shape `(n, *input_shape)`.
+
+        Raises:
+          UserError: if the model cannot be sampled from.
+        """
+        graph, state = nnx.split(self.model())
+
+        @jax.jit
+        def draw(state: nnx.State, key: Array) -> Array:
+            model = nnx.merge(graph, state)
+            assert isinstance(model, DensityModel)
+            return model.sample(key, n)
+
+        if not isinstance(self.model(), DensityModel):
+            raise UserError(f"model {self.assembly.config.model.kind} cannot be sampled from: it is no density model")
+        return np.asarray(draw(state, random_key(seed, Stream.SAMPLE)))
+
+    def save_samples(self, out: Path, n: int, seed: int = 0) -> list[Path]:
+        """Save `n` draws as `out`, a `.npy` file, and a picture of them beside it where they are images or points in the plane.
+
+        Returns:
+          The files.
+
+        Raises:
+          UserError: if the model cannot be sampled from, or the files cannot be written.
+        """
+        draws = self.sample(n, seed)
+        out = out.with_suffix(".npy")
+        figure = samples_figure(draws, self.assembly.spec.levels)
+        try:
+            np.save(out, draws)
+            if figure is None:
+                return [out]
+            figure.savefig(out.with_suffix(".png"), dpi=150)
+        except OSError as error:
+            raise UserError(f"cannot write {out}: {error.strerror}") from error
+        return [out, out.with_suffix(".png")]
+
+
+def load(run_dir: str | Path, step: int | None = None) -> nnx.Module:
+    """Give back the model that a run has trained, in evaluation mode.
+
+    Args:
+      run_dir: what `deqflow train` has made.
+      step: of the checkpoint; by default the one that the run selects, the best or the last.
+
+    Returns:
+      The module, which takes data as its data source gives them: `load("runs/digits_deq")(images)` are logits.
+
+    Raises:
+      UserError: if this is no run directory, or the checkpoint is missing or damaged.
+    """
+    return SavedRun.open(run_dir, step).model()

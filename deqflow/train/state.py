@@ -1,0 +1,109 @@
+"""The training state: one flat dictionary of arrays by name, and what is needed to read a model out of it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+from deqflow.deq import Diagnostics
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+Leaves = dict[str, jax.Array]
+"""Arrays by name. The part before the first slash is the role: `params`, `average` (of the parameters), `model` (variables that
+are not parameters), `optimizer`, `sums` (of the logged numbers since the last row), and `step` alone."""
+
+
+def named(tree: Any, role: str) -> dict[str, Any]:
+    """The leaves of any pytree by `role/path`, in the tree's order."""
+    return dict(zip(_names(tree, role), jax.tree.leaves(tree), strict=True))
+
+
+def section(leaves: Mapping[str, jax.Array], role: str) -> Leaves:
+    """The leaves of one role, in the order in which they stand."""
+    return {name: leaf for name, leaf in leaves.items() if name.partition("/")[0] == role}
+
+
+def restore(tree: Any, leaves: Mapping[str, jax.Array], role: str) -> Any:
+    """The inverse of `named`: a tree of the structure of `tree` with the leaves of that role."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in _names(tree, role)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a model is cut into leaves and put together again.
+
+    The module's structure is kept twice, in training and in evaluation mode; the arrays are the same. `Diagnostics` are
+    outputs of a call and not part of the state, so they are kept here as they are at the start.
+    """
+
+    graphs: dict[bool, nnx.GraphDef]  # by "in training mode"
+    params: nnx.State  # the structure alone matters: shapes in place of arrays
+    variables: nnx.State
+    diagnostics: nnx.State
+
+    @classmethod
+    def of(cls, model: nnx.Module) -> "Layout":
+        """Read the structure of `model`, whose mode is left at evaluation."""
+        graphs = {}
+        for training in (True, False):
+            model.train() if training else model.eval()
+            graphs[training], params, diagnostics, variables = nnx.split(model, nnx.Param, Diagnostics, ...)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), diagnostics)
+        return cls(graphs, _shapes(params), _shapes(variables), zeros)
+
+    def leaves(self, model: nnx.Module) -> Leaves:
+        """The parameters and other variables of `model` by name."""
+        _, params, _, variables = nnx.split(model, nnx.Param, Diagnostics, ...)
+        return named(params, "params") | named(variables, "model")
+
+    @property
+    def shapes(self) -> Shapes:
+        """The shapes and types of what `leaves` gives."""
+        return named(self.params, "params") | named(self.variables, "model")
+
+    def model(self, leaves: Mapping[str, jax.Array], *, training: bool) -> nnx.Module:
+        """The module with these leaves; its parameters are the averaged ones where `average` holds them and it is not for training."""
+        params = leaves
+        if not training and section(leaves, "average"):
+            params = {name.replace("average/", "params/", 1): leaf for name, leaf in section(leaves, "average").items()}
+        return nnx.merge(
+            self.graphs[training],
+            restore(self.params, params, "params"),
+            jax.tree.map(jnp.asarray, self.diagnostics),  # new variables, which belong to the trace that is under way
+            restore(self.variables, leaves, "model"),
+        )
+
+
+def solver_numbers(model: nnx.Module) -> Leaves:
+    """What the equilibrium layers of `model` reported in their last call, over all of them: see `deqflow.deq.Diagnostics`."""
+    reports: dict[str, list[jax.Array]] = {}
+    for path, variable in nnx.to_flat_state(nnx.state(model, Diagnostics)):
+        reports.setdefault(str(path[-1]), []).append(variable[...])
+    over = {"max_steps": jnp.max}
+    return {f"solver_{name}": over.get(name, jnp.mean)(jnp.stack(values)) for name, values in sorted(reports.items())}
+
+
+def _shapes(state: nnx.State) -> nnx.State:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+
+
+def _names(tree: Any, role: str) -> list[str]:
+    return ["/".join([role, ".".join(_words(path))]) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def _words(path: tuple[Any, ...]) -> list[str]:
+    """A key path in words, without the `value` attribute in which NNX variables hold their array."""
+    if path and path[-1] == GetAttrKey("value"):
+        path = path[:-1]
+    words = []
+    for key in path:
+        match key:
+            case DictKey(key=word) | FlattenedIndexKey(key=word) | SequenceKey(idx=word) | GetAttrKey(name=word):
+                words.append(str(word))
+            case _:
+                words.append(str(key))
+    return words

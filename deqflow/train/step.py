@@ -1,0 +1,116 @@
+"""The two compiled functions of a run: one training step, and the evaluation of one batch."""
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Key
+
+from deqflow.data.spec import DataSpec
+from deqflow.tasks.task import Batch, Task
+from deqflow.train.optim import Optimizer
+from deqflow.train.settings import TrainSettings
+from deqflow.train.state import Layout, Leaves, Shapes, named, restore, section, solver_numbers
+
+
+class Stream(enum.IntEnum):
+    """What a random key is for. Every key is `fold_in(fold_in(key(seed), stream), index)`."""
+
+    PARAMETERS = 0
+    INITIALIZE = 1
+    LOSS = 2
+    EVALUATE = 3
+    PICTURES = 4
+    SAMPLE = 5
+
+
+def random_key(seed: int, stream: Stream, index: int | Array = 0) -> Key[Array, ""]:
+    """The key of one use, at one step or batch."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), index)
+
+
+def abstract_batch(spec: DataSpec, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of a training batch, known before any data is read."""
+    batch = {"x": jax.ShapeDtypeStruct((batch_size, *spec.input_shape), np.dtype(spec.dtype))}
+    if spec.classes is not None:
+        batch["y"] = jax.ShapeDtypeStruct((batch_size,), np.dtype("int32"))
+    return batch
+
+
+class Program:
+    """The mathematics of a run, without its files: how the state starts, steps and is evaluated.
+
+    One training step on the state `s` and a batch is
+    `g = ∇ loss(s.params)`, `s.optimizer, u = update(g)`, `s.params += u`, `s.average = d s.average + (1 - d) s.params`,
+    compiled as one function that may reuse the memory of the old state for the new (donation).
+
+    Args:
+      model: the network, on which the structure is read; its arrays enter by `initial`.
+      batch: shapes and types of a training batch.
+    """
+
+    def __init__(
+        self, model: nnx.Module, task: Task, optimizer: Optimizer, settings: TrainSettings, seed: int, batch: Mapping[str, Any]
+    ) -> None:
+        self.layout = Layout.of(model)
+        self.task = task
+        self.settings = settings
+        self.seed = seed
+        self.transform = optimizer.transform(settings.steps)
+        self.abstract: Shapes = jax.eval_shape(self.initial, self.layout.shapes, batch)
+        self.step = jax.jit(self._step, donate_argnums=0)
+        self.evaluate = jax.jit(self._evaluate)
+
+    def initial(self, leaves: Leaves, batch: Mapping[str, Any]) -> Leaves:
+        """The whole state at step 0, from copies of the model's leaves, as the first step reuses the memory of the state."""
+        leaves = jax.tree.map(jnp.copy, leaves)
+        params = section(leaves, "params")
+        state = {"step": jnp.zeros((), jnp.int32), **leaves}
+        state |= named(self.transform.init(params), "optimizer")
+        if self.settings.ema is not None:
+            state |= {name.replace("params/", "average/", 1): jnp.copy(leaf) for name, leaf in params.items()}
+        _, (numbers, _) = jax.eval_shape(self._objective, params, section(leaves, "model"), batch, random_key(0, Stream.LOSS))
+        return state | named(jax.tree.map(jnp.zeros_like, {**numbers, "gradient_norm": jnp.float32(0)}), "sums")
+
+    def _objective(self, params: Leaves, variables: Leaves, batch: Batch, key: Key[Array, ""]) -> tuple[Array, tuple[Leaves, Leaves]]:
+        model = self.layout.model(params | variables, training=True)
+        loss, numbers = self.task.loss(model, batch, key)
+        return loss, ({"loss": loss, **numbers, **solver_numbers(model)}, section(self.layout.leaves(model), "model"))
+
+    def _step(self, state: Leaves, batch: Batch) -> tuple[Leaves, Leaves]:
+        """The next state, and the means of the logged numbers since the last row."""
+        step, params = state["step"], section(state, "params")
+        key = random_key(self.seed, Stream.LOSS, step)
+        (_, (numbers, variables)), gradient = jax.value_and_grad(self._objective, has_aux=True)(
+            params, section(state, "model"), batch, key
+        )
+        memory = restore(jax.eval_shape(self.transform.init, params), state, "optimizer")
+        updates, memory = self.transform.update(gradient, memory, params)
+        params = optax.apply_updates(params, updates)
+        assert isinstance(params, dict)
+
+        # The sums live in the state, so that a resumed run logs the same means, and logging costs no transfer per step.
+        since = step % self.settings.log_every
+        numbers |= {"gradient_norm": optax.tree.norm(gradient)}
+        sums = {name: jnp.where(since == 0, 0, state[f"sums/{name}"]) + value for name, value in numbers.items()}
+        means = {name: value / (since + 1) for name, value in sums.items()}
+
+        state = {"step": step + 1, **params, **variables, **named(memory, "optimizer"), **named(sums, "sums"), **self._average(state, params)}
+        return state, means
+
+    def _average(self, state: Leaves, params: Leaves) -> Leaves:
+        if self.settings.ema is None:
+            return {}
+        decay = jnp.minimum(self.settings.ema, (1 + state["step"]) / (10 + state["step"]))
+        pairs = {name.replace("params/", "average/", 1): leaf for name, leaf in params.items()}
+        return {name: (decay * state[name] + (1 - decay) * leaf).astype(leaf.dtype) for name, leaf in pairs.items()}
+
+    def _evaluate(self, state: Leaves, batch: Batch, index: Array) -> dict[str, Array]:
+        """Values per example of one evaluation batch; the same key for the same batch at every evaluation."""
+        model = self.layout.model(state, training=False)
+        return self.task.evaluate(model, batch, random_key(self.seed, Stream.EVALUATE, index))

@@ -1,0 +1,83 @@
+"""The table of bijectors over which every property in `test_bijectors.py` is tested: a new bijector is tested by adding a row."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from deqflow.flows import ActNorm, Affine, AffineCoupling, Bijector, Chain, Logit, Permutation, ResidualMLP, masks
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row: how to build the bijector, and the data it takes."""
+
+    name: str
+    build: Callable[[nnx.Rngs], Bijector]
+    domain: str = "real"  # or "unit"
+    condition_size: int = 0
+
+    def bijector(self, dtype=jnp.float32, seed=0):
+        """The bijector with random parameters, as after some training, in evaluation mode."""
+        bijector = self.build(nnx.Rngs(seed))
+        bijector.eval()
+        graphdef, params, rest = nnx.split(bijector, nnx.Param, ...)
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(seed + 1), len(leaves) + 1)
+        leaves = [(leaf + 0.3 * jax.random.normal(k, leaf.shape)).astype(dtype) for leaf, k in zip(leaves, keys, strict=False)]
+        return nnx.merge(graphdef, jax.tree.unflatten(tree, leaves), rest)
+
+    def data(self, bijector, batch=5, dtype=jnp.float32, seed=0):
+        """A batch of data of unit scale, and its condition or `None`."""
+        rng = np.random.default_rng(seed)
+        shape = (batch, *bijector.event_shape)
+        x = rng.uniform(0.02, 0.98, shape) if self.domain == "unit" else rng.normal(size=shape)
+        condition = jnp.asarray(rng.normal(size=(batch, self.condition_size)), dtype) if self.condition_size else None
+        return jnp.asarray(x, dtype), condition
+
+
+def coupling(mask, rngs, condition_size=0, dropout=0.0):
+    kept = int(mask.sum())
+    conditioner = ResidualMLP(
+        kept, 2 * (mask.size - kept), width=8, depth=2, condition_size=condition_size, dropout=dropout, rngs=rngs
+    )
+    return AffineCoupling(mask, conditioner)
+
+
+def chain(rngs, condition_size=0):
+    return Chain(
+        [
+            ActNorm((4,)),
+            coupling(masks.half(4), rngs, condition_size),
+            Permutation([3, 1, 0, 2]),
+            coupling(~masks.half(4), rngs, condition_size, dropout=0.5),
+            ActNorm((4,)),
+        ]
+    )
+
+
+CASES = [
+    Case("affine", lambda rngs: Affine((3,), scale=-0.5, shift=2.0)),
+    Case("affine_image", lambda rngs: Affine((2, 2, 1), scale=3.0)),
+    Case("logit", lambda rngs: Logit((3,), margin=1e-3), domain="unit"),
+    Case("actnorm", lambda rngs: ActNorm((3,))),
+    Case("actnorm_image", lambda rngs: ActNorm((2, 3, 2))),
+    Case("permutation", lambda rngs: Permutation([2, 0, 3, 1])),
+    Case("coupling_half", lambda rngs: coupling(masks.half(5), rngs)),
+    Case("coupling_other_half", lambda rngs: coupling(~masks.half(5), rngs)),
+    Case("coupling_alternating", lambda rngs: coupling(masks.alternating(5), rngs)),
+    Case("coupling_checkerboard", lambda rngs: coupling(masks.checkerboard((2, 2, 2)), rngs)),
+    Case("coupling_conditional", lambda rngs: coupling(masks.half(4), rngs, condition_size=3), condition_size=3),
+    Case("chain", chain),
+    Case("chain_conditional", lambda rngs: chain(rngs, condition_size=2), condition_size=2),
+    Case("chain_logit", lambda rngs: Chain([Logit((4,), margin=0.05), chain(rngs)]), domain="unit"),
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def case(request):
+    return request.param

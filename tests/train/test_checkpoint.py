@@ -1,0 +1,99 @@
+"""Checkpoints: what is kept, what comes back, and what is said when it cannot."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deqflow.registry import UserError
+from deqflow.train.checkpoint import Checkpoints, Record
+
+
+def state(step, value=0.0):
+    return {
+        "step": jnp.int32(step),
+        "params/blocks.0.kernel": jnp.full((64, 64), value) + jnp.arange(64.0),
+        "optimizer/0.mu.params/blocks.0.kernel": jnp.full((2,), value, jnp.bfloat16),
+    }
+
+
+def shapes(leaves):
+    return jax.eval_shape(lambda: leaves)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Three checkpoints: the two newest and the best."""
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+        for step in (10, 20, 30, 40):
+            checkpoints.save(state(step, step / 7), Record(best_step=10, best_value=1 / 3, stale=step // 10 - 1))
+    return tmp_path / "checkpoints"
+
+
+def test_newest_and_best_are_kept(saved):
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.steps == [10, 30, 40]
+
+
+@pytest.mark.parametrize(("step", "number"), [(None, 40), (10, 10), (30, 30)])
+def test_restored_bitwise(saved, step, number):
+    with Checkpoints(saved) as checkpoints:
+        leaves, record = checkpoints.restore(shapes(state(0)), step)
+    assert record == Record(10, 1 / 3, number // 10 - 1)
+    for name, leaf in state(number, number / 7).items():
+        assert leaves[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(leaves[name], leaf)
+
+
+def test_saved_state_may_be_donated_at_once(tmp_path):
+    """The next step reuses the memory of the state while the checkpoint is being written."""
+    update = jax.jit(lambda leaves: {name: leaf + 1 for name, leaf in leaves.items()}, donate_argnums=0)
+    leaves = {"step": jnp.int32(0), "params/a": jnp.zeros(1_000_000)}
+    with Checkpoints(tmp_path / "checkpoints", keep=5) as checkpoints:
+        for _ in range(5):
+            checkpoints.save(leaves, Record())
+            leaves = update(leaves)
+        leaves = jax.block_until_ready(update(leaves))
+    with Checkpoints(tmp_path / "checkpoints", keep=5) as checkpoints:
+        for step in range(5):
+            np.testing.assert_array_equal(checkpoints.restore(step=step)[0]["params/a"], np.float32(step))
+
+
+def test_a_step_on_disk_is_left_as_it_is(saved):
+    with Checkpoints(saved) as checkpoints:
+        checkpoints.save(state(40, 99.0), Record())
+    with Checkpoints(saved) as checkpoints:
+        np.testing.assert_array_equal(checkpoints.restore()[0]["params/blocks.0.kernel"], state(40, 40 / 7)["params/blocks.0.kernel"])
+
+
+def test_missing(tmp_path, saved):
+    with Checkpoints(tmp_path / "empty") as checkpoints, pytest.raises(UserError, match="there is no checkpoint in"):
+        checkpoints.restore()
+    with Checkpoints(saved) as checkpoints, pytest.raises(UserError, match="no checkpoint of step 20 .* there are 10, 30, 40"):
+        checkpoints.restore(step=20)
+
+
+def test_another_model(saved):
+    other = state(0) | {"params/blocks.0.kernel": jnp.zeros((3, 64))}
+    message = r"belongs to another model: params/blocks.0.kernel is float32\[64, 64\] there and float32\[3, 64\] here"
+    with Checkpoints(saved) as checkpoints, pytest.raises(UserError, match=message):
+        checkpoints.restore(shapes(other))
+    with Checkpoints(saved) as checkpoints, pytest.raises(UserError, match=r"params/extra is nothing there and float32\[1\] here"):
+        checkpoints.restore(shapes(state(0) | {"params/extra": jnp.zeros(1)}))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: path.unlink()], ids=["flipped", "cut", "gone"]
+)
+def test_damage_is_named_with_its_remedy(saved, damage):
+    for path in (saved / "40" / "state" / "d").iterdir():
+        damage(path)
+    with Checkpoints(saved) as checkpoints:
+        with pytest.raises(UserError, match="40 cannot be read and is probably damaged; delete that folder to go on from step 30"):
+            checkpoints.restore(shapes(state(0)))

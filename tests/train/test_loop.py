@@ -1,0 +1,177 @@
+"""Whole runs: what is on disk, exact resume, interruption, selection, and loading back."""
+
+import io
+import json
+import os
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+import deqflow
+from deqflow.config import load, parse
+from deqflow.registry import UserError
+from deqflow.train import SavedRun, run
+from deqflow.train.checkpoint import Checkpoints
+from deqflow.train.metrics import read_rows
+
+
+def leaves_at(directory, step):
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        return {name: np.asarray(leaf) for name, leaf in checkpoints.restore(step=step)[0].items()}
+
+
+def assert_same_run(directory, other, step):
+    assert (directory / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    ours, theirs = leaves_at(directory, step), leaves_at(other, step)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+class Alarm(io.StringIO):
+    """A terminal that presses ctrl-C when it reads a text."""
+
+    def __init__(self, text, number=signal.SIGINT):
+        super().__init__()
+        self.text = text
+        self.number = number
+
+    def write(self, text):
+        if self.text in text:
+            os.kill(os.getpid(), self.number)
+        return super().write(text)
+
+
+def test_run_directory(finished):
+    names = {path.name for path in finished.directory.iterdir()}
+    assert names == {"config.yaml", "env.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "plots", "tensorboard", "DONE"}
+    rows = read_rows(finished.directory / "metrics.jsonl")
+    assert [(row["step"], row["split"]) for row in rows] == [
+        (5, "train"), (8, "validation"), (10, "train"), (15, "train"), (16, "validation"), (20, "train"), (24, "train"),
+        (24, "validation"), (24, "test"),
+    ]  # fmt: skip
+    assert json.loads((finished.directory / "env.json").read_text())["versions"]["jax"] == jax.__version__
+    assert {path.name for path in finished.pictures} >= {"learning_curves.png", "density.png"}
+    assert all(path.stat().st_size > 1000 for path in finished.pictures)
+    assert finished.test["nats"] == rows[-1]["nats"]
+
+
+def test_the_resolved_config_repeats_the_run(finished, tmp_path):
+    again = run(finished.directory / "config.yaml", tmp_path / "again", quiet=True)
+    assert_same_run(again.directory, finished.directory, 24)
+    assert again.test == finished.test
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("text", ["step 5/", "step 16: validation"])
+def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(tiny, finished, tmp_path, text, number):
+    if text.startswith("step 16") and number == signal.SIGTERM:
+        pytest.skip("the same path as SIGINT")
+    first = run(parse(tiny), tmp_path / "run", console=Console(file=Alarm(text, number)))
+    assert first.interrupted == number
+    assert first.step in (6, 16)  # the rows of a step are written while the next one is under way
+    assert not (first.directory / "DONE").exists()
+    second = run(parse(tiny), tmp_path / "run", resume=True, quiet=True)
+    assert second.interrupted is None
+    assert_same_run(second.directory, finished.directory, 24)
+    assert second.test == finished.test
+
+
+def test_killed_between_checkpoints_the_rows_past_the_last_one_are_repeated(tiny, finished, tmp_path):
+    """A run whose newest checkpoint, result and pictures are lost goes on from the one before."""
+    directory = tmp_path / "run"
+    shutil.copytree(finished.directory, directory)
+    (directory / "DONE").unlink()
+    shutil.rmtree(directory / "checkpoints" / "24")
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 25, "split": "tr')  # the process was killed here
+    resumed = run(parse(tiny), directory, resume=True, quiet=True)
+    assert_same_run(resumed.directory, finished.directory, 24)
+
+
+def test_killed_before_the_first_checkpoint(tiny, finished, tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    shutil.copy(finished.directory / "config.yaml", directory)
+    resumed = run(parse(tiny), directory, resume=True, quiet=True)
+    assert_same_run(resumed.directory, finished.directory, 24)
+
+
+def test_killed_while_it_draws(tiny, finished, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(finished.directory, directory)
+    (directory / "DONE").unlink()
+    resumed = run(parse(tiny), directory, resume=True, quiet=True)
+    assert_same_run(resumed.directory, finished.directory, 24)
+
+
+def test_resuming_a_finished_run_gives_its_result(tiny, finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.directory.rglob("*")}
+    again = run(parse(tiny), finished.directory, resume=True, quiet=True)
+    assert (again.test, again.pictures, again.step) == (finished.test, finished.pictures, finished.step)
+    assert {path: path.stat().st_mtime_ns for path in finished.directory.rglob("*")} == before
+
+
+def test_resume_with_another_config_lists_the_differences(tiny, finished):
+    tiny["train"]["steps"] = 30
+    tiny["model"]["width"] = 9
+    with pytest.raises(UserError, match=r"another config.*\n  model.width: 8 there, 9 here\n  train.steps: 24 there, 30 here"):
+        run(parse(tiny), finished.directory, resume=True, quiet=True)
+
+
+def test_loaded_model_is_the_tested_one(finished):
+    model = deqflow.load(finished.directory)
+    source = load(finished.directory / "config.yaml").data.build()
+    x = jnp.asarray(source.split("test").gather(np.arange(50))["x"])
+    np.testing.assert_allclose(-model.log_prob(x).mean(), finished.test["nats"], rtol=1e-5)
+    assert SavedRun.open(finished.directory).evaluate("test")["nats"] == finished.test["nats"]
+
+
+def test_best_or_last_is_selected(tiny, tmp_path):
+    """The learning rate of the last steps ruins the model: the best checkpoint is an earlier one, and stays on disk."""
+    tiny["optim"]["lr"] = {"kind": "linear", "peak": 1e-3, "end": 0.3}
+    tiny["train"] |= {"ema": None, "keep": 1, "eval_every": 4}
+    best = run(parse(tiny), tmp_path / "best", quiet=True)
+    rows = {row["step"]: row["nats"] for row in read_rows(best.directory / "metrics.jsonl") if row["split"] == "validation"}
+    assert best.selected_step == min(rows, key=rows.get) < 24
+    tiny["train"]["select"] = "last"
+    last = run(parse(tiny), tmp_path / "last", quiet=True)
+    assert last.selected_step == 24
+    assert last.test["nats"] > best.test["nats"]
+    assert SavedRun.open(best.directory).step == best.selected_step
+    assert SavedRun.open(last.directory).step == 24
+
+
+def test_patience_ends_the_run(tiny, tmp_path):
+    tiny["optim"]["lr"] = {"kind": "linear", "peak": 1e-3, "end": 0.3}
+    tiny["train"] |= {"ema": None, "eval_every": 2, "patience": 2}
+    result = run(parse(tiny), tmp_path / "run", quiet=True)
+    assert result.selected_step + 4 == result.step < 24
+    assert run(parse(tiny), tmp_path / "run", resume=True, quiet=True).test == result.test
+    (result.directory / "DONE").unlink()
+    assert run(parse(tiny), tmp_path / "run", resume=True, quiet=True).step == result.step
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tiny, tmp_path):
+    tiny["optim"] = {"kind": "adamw", "lr": 1e30}
+    tiny["model"]["dropout"] = 0.0
+    with pytest.raises(UserError, match="the training loss became (nan|inf) .* lower the learning rate"):
+        run(parse(tiny), tmp_path / "run", quiet=True)
+
+
+def test_training_learns(tiny, finished):
+    """The run lowers the validation loss by far more than its standard error."""
+    rows = [row for row in read_rows(finished.directory / "metrics.jsonl") if row["split"] == "validation"]
+    assert rows[-1]["nats"] < rows[0]["nats"] - 0.05
+
+
+def test_default_directories_are_numbered(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny["train"]["steps"] = 2
+    assert [str(run(parse(tiny), quiet=True).directory) for _ in range(2)] == ["runs/run", "runs/run-2"]
+    assert str(run(parse(tiny), resume=True, quiet=True).directory) == "runs/run-2"
