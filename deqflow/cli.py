@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     if rest and not (hasattr(parsed, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
-        parser.error(f"unknown argument{'s' if len(rest) > 1 else ''}: {' '.join(rest)}; `deqflow {parsed.command} --help` shows what there is")
+        parser.error(
+            f"unknown argument{'s' if len(rest) > 1 else ''}: {' '.join(rest)}; `deqflow {parsed.command} --help` shows what there is"
+        )
     if rest:  # overrides that stand behind an option
         parsed.overrides = [*parsed.overrides, *rest]
     try:

@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,12 +89,12 @@ NAN[7, 1] = np.nan
 MISTAKES = {
     "missing file": (lambda here: None, [], ["bad.yaml", "no such file"]),
     "a directory": (lambda here: (here / "bad.yaml").mkdir(), [], ["bad.yaml", "directory"]),
-    "yaml syntax": (text_config("seed: [1, 2\nmodel: }"), [], ["bad.yaml", "line 2"]),
+    "yaml syntax": (text_config("seed: [1, 2\nmodel: }"), [], ["bad.yaml:2", "not valid YAML"]),
     "binary file": (lambda here: (here / "bad.yaml").write_bytes(bytes(range(256))), [], ["bad.yaml"]),
     "empty file": (text_config(""), [], ["bad.yaml", "empty"]),
     "unknown key": (text_config(CONFIG.replace("width", "widht")), [], ["bad.yaml:4", "model.widht", "'width'"]),
     "unknown section": (text_config(CONFIG.replace("optim", "optimm")), [], ["optimm", "optim"]),
-    "wrong type": (text_config(CONFIG.replace("steps: 24", "steps: many")), [], ["train.steps", "whole number", "'many'"]),
+    "wrong type": (text_config(CONFIG.replace("steps: 24", "steps: many")), [], ["train.steps", "an integer", "'many'"]),
     "out of range": (text_config(CONFIG.replace("dropout: 0.1", "dropout: 1.5")), [], ["model.dropout", "< 1", "1.5"]),
     "unknown kind": (text_config(CONFIG.replace("realnvp", "realnpv")), [], ["model", "'realnpv'", "'realnvp'"]),
     "unknown data": (text_config(CONFIG.replace("moons", "moon")), [], ["data", "'moon'", "'moons'"]),
@@ -143,16 +145,19 @@ def test_run_directory_below_a_file(here, capsys):
     assert "good.yaml is a file" in refused(capsys, here, "train", "good.yaml", "--run", "good.yaml/run")
 
 
-def test_no_permission_to_write(here, capsys):
-    locked = here / "locked"
-    locked.mkdir(mode=0o555)
-    user = os.geteuid()
-    if user == 0:  # root may write anywhere, so be someone else for a moment
-        os.seteuid(65534)
-    try:
-        message = refused(capsys, locked, "train", str(here / "good.yaml"), "--run", str(locked / "run"))
-    finally:
-        os.seteuid(user)
+def test_no_permission_to_write(capsys):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
+        here = Path(folder)
+        here.chmod(0o755)
+        (here / "good.yaml").write_text(CONFIG)
+        (here / "locked").mkdir(mode=0o555)
+        user = os.geteuid()
+        if user == 0:  # root may write anywhere, so be someone else for a moment
+            os.seteuid(65534)
+        try:
+            message = refused(capsys, here, "train", str(here / "good.yaml"), "--run", str(here / "locked" / "run"))
+        finally:
+            os.seteuid(user)
     assert "no permission to write in" in message
 
 
@@ -198,7 +203,9 @@ def test_sampling_from_a_classifier(here, capsys):
     assert "deq_classifier cannot be sampled from" in refused(capsys, here, "sample", "run")
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["fly"], ["train", "c.yaml", "--fly"], ["sample", "run", "-n", "0"], ["eval", "r", "--split", "tset"]])
+@pytest.mark.parametrize(
+    "arguments", [["train"], ["fly"], ["train", "c.yaml", "--fly"], ["sample", "run", "-n", "0"], ["eval", "r", "--split", "tset"]]
+)
 def test_wrong_command_lines(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)

@@ -50,7 +50,7 @@ class Assembly:
         except (ValueError, TypeError) as error:
             shapes = ", ".join(f"{name} {part.dtype}{list(part.shape)}" for name, part in self.batch.items())
             raise UserError(
-                f"model {config.model.kind} and task {config.task.kind} do not work on a batch of data {config.data.kind} ({shapes}): {error}"
+                f"model {config.model.kind} and task {config.task.kind} do not work on data {config.data.kind} ({shapes}): {error}"
             ) from error
 
 

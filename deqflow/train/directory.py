@@ -48,7 +48,7 @@ class RunDirectory:
         parent = next(folder for folder in self.path.absolute().parents if folder.exists())
         if not parent.is_dir():
             raise UserError(f"cannot make the run directory {self.path}: {parent} is a file")
-        if not os.access(parent, os.W_OK | os.X_OK):
+        if not os.access(parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
             raise UserError(f"cannot make the run directory {self.path}: no permission to write in {parent}")
 
     def create(self, config: Config) -> None:

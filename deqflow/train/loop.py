@@ -122,9 +122,7 @@ def run(
         if begin:
             progress.message(f"resumed from the checkpoint of step {begin}")
         batches = stack.enter_context(
-            contextlib.closing(
-                train_batches(splits["train"], batch_size=assembly.source.batch_size, seed=config.seed, start=begin)
-            )
+            contextlib.closing(train_batches(splits["train"], batch_size=assembly.source.batch_size, seed=config.seed, start=begin))
         )
         with StopRequest() as stop:
             training = Training(program, splits["validation"], assembly.source.batch_size, writer, progress, checkpoints, stop)

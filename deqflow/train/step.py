@@ -86,9 +86,7 @@ class Program:
         """The next state, and the means of the logged numbers since the last row."""
         step, params = state["step"], section(state, "params")
         key = random_key(self.seed, Stream.LOSS, step)
-        (_, (numbers, variables)), gradient = jax.value_and_grad(self._objective, has_aux=True)(
-            params, section(state, "model"), batch, key
-        )
+        (_, (numbers, variables)), gradient = jax.value_and_grad(self._objective, has_aux=True)(params, section(state, "model"), batch, key)
         memory = restore(jax.eval_shape(self.transform.init, params), state, "optimizer")
         updates, memory = self.transform.update(gradient, memory, params)
         params = optax.apply_updates(params, updates)
@@ -100,7 +98,14 @@ class Program:
         sums = {name: jnp.where(since == 0, 0, state[f"sums/{name}"]) + value for name, value in numbers.items()}
         means = {name: value / (since + 1) for name, value in sums.items()}
 
-        state = {"step": step + 1, **params, **variables, **named(memory, "optimizer"), **named(sums, "sums"), **self._average(state, params)}
+        state = {
+            "step": step + 1,
+            **params,
+            **variables,
+            **named(memory, "optimizer"),
+            **named(sums, "sums"),
+            **self._average(state, params),
+        }
         return state, means
 
     def _average(self, state: Leaves, params: Leaves) -> Leaves:

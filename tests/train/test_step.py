@@ -154,5 +154,3 @@ def test_abstract_state_has_the_shapes_of_the_real_one(settings):
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in state.items()} == {
         name: (leaf.shape, leaf.dtype) for name, leaf in program.abstract.items()
     }
-
-
