@@ -85,7 +85,7 @@ def _convolve(x: Images, kernel: Kernel, *, precision: Any) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision)
 
 
-def _flip(kernel: Kernel) -> Kernel:
+def _flip(kernel: Kernel) -> Float[Array, "rows columns outputs inputs"]:
     return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
 

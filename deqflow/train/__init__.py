@@ -17,8 +17,6 @@ _EXPORTS = {
     "run": "loop",
 }
 
-__all__ = ["Check", "Result", "SavedRun", "TrainSettings", "check", "load", "run"]
-
 
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:

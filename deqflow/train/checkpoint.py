@@ -1,8 +1,11 @@
 """Checkpoints on disk. Everything that deqflow knows of Orbax is in this file."""
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +33,24 @@ class Record:
     stale: int = 0
 
 
+@contextlib.contextmanager
+def _stragglers_ignored() -> Iterator[None]:
+    """Ignore the reads that end after one of them has failed.
+
+    Orbax closes its event loop at the first failure; each read that is still under way then reports a closed loop from its thread,
+    which Python would print, though the failure itself is raised.
+    """
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda report: None if isinstance(report.exc_value, RuntimeError) else before(report)
+    try:
+        yield
+    except Exception:
+        time.sleep(0.5)
+        raise
+    finally:
+        sys.unraisablehook = before
+
+
 class Checkpoints:
     """The checkpoints of one run, `directory/STEP`, written in the background and complete or absent.
 
@@ -44,9 +65,10 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each file; errors are raised anyway
         self.directory = directory.resolve()
         self._preserve = _NewestAndBest(keep)
+        every = orbax.training.save_decision_policies.FixedIntervalPolicy(1)
         self._orbax = orbax.training.Checkpointer(
-            self.directory,
-            save_decision_policy=orbax.training.save_decision_policies.FixedIntervalPolicy(1),
+            str(self.directory),
+            save_decision_policy=every,  # pyright: ignore[reportArgumentType]  # Orbax annotates it more narrowly than it is
             preservation_policy=self._preserve,
             cleanup_tmp_directories=True,
         )
@@ -71,6 +93,7 @@ class Checkpoints:
         # On the CPU Orbax would read the very buffers that the next step reuses.
         self._orbax.save_async(step, _copy(leaves), custom_metadata=dataclasses.asdict(record))
 
+    @_stragglers_ignored()
     def record(self) -> Record:
         """What the newest checkpoint remembers besides arrays.
 
@@ -79,10 +102,11 @@ class Checkpoints:
         """
         step = self._existing(None)
         try:
-            return Record(**(self._orbax.metadata(step).custom_metadata or {}))
+            return _record(self._orbax.metadata(step))
         except Exception as error:  # Orbax documents no exception types; any failure to read means the same to the user
             raise self._unreadable(step, error) from error
 
+    @_stragglers_ignored()
     def restore(self, abstract: Shapes | None = None, step: int | None = None) -> tuple[Leaves, Record]:
         """Read the state of `step` (by default of the newest), of the shapes and types that `abstract` names.
 
@@ -93,7 +117,7 @@ class Checkpoints:
         try:
             metadata = self._orbax.metadata(step)
             shapes = {name: (tuple(leaf.shape), jnp.dtype(leaf.dtype)) for name, leaf in metadata.metadata.items()}
-            record = Record(**(metadata.custom_metadata or {}))
+            record = _record(metadata)
         except Exception as error:
             raise self._unreadable(step, error) from error
         if abstract is not None:
@@ -136,6 +160,10 @@ class _NewestAndBest(orbax.training.preservation_policies.PreservationPolicy):
 
 
 _copy = jax.jit(lambda leaves: jax.tree.map(jnp.copy, leaves))
+
+
+def _record(metadata: Any) -> Record:
+    return Record(**(metadata.custom_metadata or {}))
 
 
 def _require_same(shapes: dict[str, tuple[tuple[int, ...], Any]], abstract: Shapes, where: Path) -> None:

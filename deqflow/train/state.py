@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from flax import nnx
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from deqflow.deq import Diagnostics
+
+T = TypeVar("T")
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 Leaves = dict[str, jax.Array]
@@ -22,7 +24,7 @@ def named(tree: Any, role: str) -> dict[str, Any]:
     return dict(zip(_names(tree, role), jax.tree.leaves(tree), strict=True))
 
 
-def section(leaves: Mapping[str, jax.Array], role: str) -> Leaves:
+def section(leaves: Mapping[str, T], role: str) -> dict[str, T]:
     """The leaves of one role, in the order in which they stand."""
     return {name: leaf for name, leaf in leaves.items() if name.partition("/")[0] == role}
 

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -89,8 +89,7 @@ class Program:
         (_, (numbers, variables)), gradient = jax.value_and_grad(self._objective, has_aux=True)(params, section(state, "model"), batch, key)
         memory = restore(jax.eval_shape(self.transform.init, params), state, "optimizer")
         updates, memory = self.transform.update(gradient, memory, params)
-        params = optax.apply_updates(params, updates)
-        assert isinstance(params, dict)
+        params = cast(Leaves, optax.apply_updates(params, updates))
 
         # The sums live in the state, so that a resumed run logs the same means, and logging costs no transfer per step.
         since = step % self.settings.log_every

@@ -42,9 +42,7 @@ class Case:
 
 def coupling(mask, rngs, condition_size=0, dropout=0.0):
     kept = int(mask.sum())
-    conditioner = ResidualMLP(
-        kept, 2 * (mask.size - kept), width=8, depth=2, condition_size=condition_size, dropout=dropout, rngs=rngs
-    )
+    conditioner = ResidualMLP(kept, 2 * (mask.size - kept), width=8, depth=2, condition_size=condition_size, dropout=dropout, rngs=rngs)
     return AffineCoupling(mask, conditioner)
 
 

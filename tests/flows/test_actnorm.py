@@ -37,9 +37,10 @@ def test_dimension_without_variation_stays_finite():
 
 def test_chain_initialises_each_layer_from_the_output_of_the_one_before():
     x = 4 + 2 * jax.random.normal(jax.random.key(0), (300, 2))
-    chain = Chain([Affine((2,), scale=10.0), ActNorm((2,), initial_log_scale=2.0), ActNorm((2,))])
+    first, second = ActNorm((2,), initial_log_scale=2.0), ActNorm((2,))
+    chain = Chain([Affine((2,), scale=10.0), first, second])
     chain.initialize(x)
-    np.testing.assert_allclose(chain.layers[1].log_scale[...], 2.0 - np.log(10.0 * x.std(0)), rtol=1e-4)
-    np.testing.assert_allclose(chain.layers[2].log_scale[...], [-2.0, -2.0], rtol=1e-4)
+    np.testing.assert_allclose(first.log_scale[...], 2.0 - np.log(10.0 * x.std(0)), rtol=1e-4)
+    np.testing.assert_allclose(second.log_scale[...], [-2.0, -2.0], rtol=1e-4)
     z = chain.forward_and_log_det(x).value
     np.testing.assert_allclose(z.std(0), np.ones(2), rtol=1e-4)

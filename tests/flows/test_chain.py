@@ -13,6 +13,7 @@ class Noisy(Bijector):
         self.event_shape = (2,)
 
     def forward_and_log_det(self, x, *, condition=None, key=None):
+        assert key is not None
         noise = jax.random.normal(key, x.shape)
         return Transformed(x + noise, jnp.zeros(len(x)), {"noise": noise})
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deqflow.flows import ActNorm, Affine, AffineCoupling, Chain, Flow, ResidualMLP, StandardNormal, masks
+from deqflow.flows import ActNorm, Affine, AffineCoupling, Bijector, Chain, Flow, ResidualMLP, StandardNormal, masks
 
 
 def flow_2d(condition_size=0):
     """A flow in the plane that is far from a normal distribution."""
     rngs = nnx.Rngs(0)
-    layers = [ActNorm((2,))]
+    layers: list[Bijector] = [ActNorm((2,))]
     for mask in [masks.half(2), ~masks.half(2), masks.half(2)]:
         conditioner = ResidualMLP(1, 2, width=8, depth=1, condition_size=condition_size, rngs=rngs)
         conditioner.last.kernel[...] = 0.4 * jax.random.normal(rngs(), (8, 2))

@@ -7,11 +7,9 @@ import pytest
 from deqflow.implicit import GMRES, Anderson, Picard
 
 SOLVERS = {
-    "picard": Picard(),
-    "picard damped": Picard(damping=0.7),
+    "picard damped": Picard(damping=0.8),
     "anderson": Anderson(),
-    "anderson damped": Anderson(damping=0.7),
-    "anderson of history 1": Anderson(history=1),
+    "anderson damped": Anderson(history=2, damping=0.7),
 }
 
 LINEAR = {

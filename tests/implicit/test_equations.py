@@ -76,10 +76,10 @@ def test_implicit_diff_attaches_to_a_solution_from_anywhere(x64):
 
     params = {"a": jnp.array([4.0, 9.0]), "b": jnp.array([1.0, 2.0])}
     np.testing.assert_allclose(root(params), [2.0, 1.5])
-    gradient = jax.grad(lambda p: root(p).sum())(params)
+    gradient = jax.jit(jax.grad(lambda p: root(p).sum()))(params)
     np.testing.assert_allclose(gradient["a"], [0.25, 1 / 12])
     np.testing.assert_allclose(gradient["b"], [-2.0, -0.75])
-    hessian = jax.hessian(lambda a: root({"a": a, "b": params["b"]}).sum())(params["a"])
+    hessian = jax.jit(jax.hessian(lambda a: root({"a": a, "b": params["b"]}).sum()))(params["a"])
     np.testing.assert_allclose(hessian, np.diag([-1 / 32, -1 / 216]), atol=1e-12)
 
 
@@ -87,5 +87,5 @@ def test_implicit_diff_of_a_coupled_system(x64):
     """The local inverse of the complex squaring map at (1, 1)."""
     square = lambda y: jnp.array([y[0] ** 2 - y[1] ** 2, 2 * y[0] * y[1]])  # noqa: E731
     inverse = lambda x: implicit_diff(lambda y, x: square(y) - x, jnp.array([1.0, 1.0]), x, batched=False)  # noqa: E731
-    np.testing.assert_allclose(jax.jacobian(inverse)(jnp.array([0.0, 2.0])), np.linalg.inv([[2.0, -2.0], [2.0, 2.0]]), atol=1e-10)
-    np.testing.assert_allclose(jax.jacfwd(inverse)(jnp.array([0.0, 2.0])), np.linalg.inv([[2.0, -2.0], [2.0, 2.0]]), atol=1e-10)
+    np.testing.assert_allclose(jax.jit(jax.jacobian(inverse))(jnp.array([0.0, 2.0])), np.linalg.inv([[2.0, -2.0], [2.0, 2.0]]), atol=1e-10)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(inverse))(jnp.array([0.0, 2.0])), np.linalg.inv([[2.0, -2.0], [2.0, 2.0]]), atol=1e-10)

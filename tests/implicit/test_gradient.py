@@ -61,12 +61,12 @@ def test_float32_is_as_good_as_its_condition_allows(matrix, normal):
         return jnp.sum(c.astype(jnp.float32) * fixed_point(f, jnp.zeros_like(b), solver=Anderson(rtol=1e-6, max_steps=200)).value)
 
     w = np.linalg.solve((np.eye(16) - np.asarray(A, np.float64)).T, np.asarray(c).T).T
-    error = np.linalg.norm(jax.grad(loss)(normal(1, 16).astype(jnp.float32)) - w) / np.linalg.norm(w)
+    error = np.linalg.norm(jax.jit(jax.grad(loss))(normal(1, 16).astype(jnp.float32)) - w) / np.linalg.norm(w)
     assert error <= 10 * condition * np.finfo(np.float32).eps
 
 
 def test_finite_differences_in_both_modes_to_second_order(problem):
-    check_grads(implicit, problem, order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
+    check_grads(jax.jit(implicit), problem, order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
 
 
 TRANSFORMS = {
@@ -85,32 +85,28 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
 def test_transformations_agree_with_unrolling(problem, transform):
-    got, want = transform(implicit)(*problem), transform(reference)(*problem)
+    got, want = jax.jit(transform(implicit))(*problem), jax.jit(transform(reference))(*problem)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9), got, want)
 
 
 def test_nested_solves_differentiate(problem):
     A, b = problem
 
-    def outer(inner):
-        def loss(A, b):
-            f = lambda y: 0.3 * jnp.cos(y) * inner(A, b + 0.1 * y)  # noqa: E731
-            return f, jnp.sum
-
-        return loss
+    def around(inner, A, b):
+        return lambda y: 0.3 * jnp.cos(y) * inner(A, b + 0.1 * y)
 
     def implicitly(A, b):
-        f, _ = outer(lambda A, b: tanh_solution(A, b).value)(A, b)
+        f = around(lambda A, b: tanh_solution(A, b).value, A, b)
         return jnp.sum(fixed_point(f, jnp.zeros_like(b), solver=Picard(rtol=1e-13, max_steps=300), gradient=TIGHT).value)
 
     def by_unrolling(A, b):
-        f, _ = outer(unrolled)(A, b)
+        f = around(unrolled, A, b)
         return jnp.sum(jax.lax.scan(lambda y, _: (f(y), None), jnp.zeros_like(b), length=60)[0])
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10),
-        jax.grad(implicitly, (0, 1))(A, b),
-        jax.grad(by_unrolling, (0, 1))(A, b),
+        jax.jit(jax.grad(implicitly, (0, 1)))(A, b),
+        jax.jit(jax.grad(by_unrolling, (0, 1)))(A, b),
     )
 
 
@@ -127,7 +123,7 @@ def test_the_backward_pass_needs_the_transpose(problem):
     J = jax.jacobian(lambda z: jnp.tanh(A @ z + b[0]))(z)
     c = jnp.arange(1.0, 5.0)
     slope = 1 - z**2
-    ours = jax.grad(lambda b: tanh_solution(A, b).value[0] @ c)(b)[0]
+    ours = jax.jit(jax.grad(lambda b: tanh_solution(A, b).value[0] @ c))(b)[0]
     np.testing.assert_allclose(ours, slope * np.linalg.solve((np.eye(4) - J).T, c), rtol=1e-9)
     wrong = slope * np.linalg.solve(np.eye(4) - J, c)
     assert np.linalg.norm(wrong - ours) > 0.1 * np.linalg.norm(ours)
@@ -150,14 +146,15 @@ def test_a_diverged_sample_contributes_exactly_nothing(solver):
         value, stats = cubic(rate, b, c, solver=solver)
         return jnp.sum(value**2), stats
 
-    (_, stats), (dc, db) = jax.value_and_grad(loss, (0, 1), has_aux=True)(jnp.float32(0.3), b, rate)
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    (_, stats), (dc, db) = gradient(jnp.float32(0.3), b, rate)
     assert list(stats.status) == [Status.CONVERGED, Status.DIVERGED, Status.CONVERGED]
     np.testing.assert_array_equal(db[1], 0)
     keep = jnp.array([0, 2])
-    alone = jax.grad(lambda *args: loss(*args)[0], (0, 1))(jnp.float32(0.3), b[keep], rate[keep])
+    _, alone = gradient(jnp.float32(0.3), b[keep], rate[keep])
     np.testing.assert_allclose(dc, alone[0], rtol=1e-6)
     np.testing.assert_allclose(db[keep], alone[1], rtol=1e-6)
-    tangent = jax.jvp(lambda c: cubic(rate, b, c, solver=solver).value, (jnp.float32(0.3),), (jnp.float32(1.0),))[1]
+    tangent = jax.jit(jax.jacfwd(lambda c: cubic(rate, b, c, solver=solver).value))(jnp.float32(0.3))
     np.testing.assert_array_equal(tangent[1], 0)
     assert np.isfinite(tangent).all()
 
@@ -165,7 +162,7 @@ def test_a_diverged_sample_contributes_exactly_nothing(solver):
 def test_a_sample_at_its_step_limit_keeps_its_gradient(problem):
     A, b = problem
     solver = Picard(rtol=1e-13, max_steps=6)
-    gradient = jax.grad(lambda b: tanh_solution(A, b, solver=solver).value.sum())(b)
+    gradient = jax.jit(jax.grad(lambda b: tanh_solution(A, b, solver=solver).value.sum()))(b)
     exact = jax.grad(lambda b: unrolled(A, b).sum())(b)
     assert (tanh_solution(A, b, solver=solver).stats.status == Status.STEP_LIMIT).all()
     assert np.linalg.norm(gradient - exact) < 0.3 * np.linalg.norm(exact)

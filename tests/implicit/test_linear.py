@@ -10,10 +10,10 @@ import pytest
 from deqflow.implicit import GMRES, Status
 
 
-@pytest.mark.parametrize("radius", [0.5, 0.9, 1.5])
+@pytest.mark.parametrize("radius", [0.9, 1.5])
 def test_solves_one_system_per_sample(x64, linear, matrix, normal, radius):
-    A = jnp.stack([jnp.eye(8) - matrix(radius, seed=seed) for seed in range(4)])
-    b = normal(4, 8)
+    A = jnp.stack([jnp.eye(6) - matrix(radius, n=6, seed=seed) for seed in range(4)])
+    b = normal(4, 6)
     x, stats = dataclasses.replace(linear, rtol=1e-12).solve(lambda v: jnp.einsum("bij,bj->bi", A, v), b)
     np.testing.assert_allclose(x, np.linalg.solve(A, b[..., None])[..., 0], rtol=1e-8)
     assert stats.converged.all()
@@ -21,13 +21,14 @@ def test_solves_one_system_per_sample(x64, linear, matrix, normal, radius):
     np.testing.assert_allclose(stats.residual, np.linalg.norm(b - jnp.einsum("bij,bj->bi", A, x), axis=1), atol=1e-12)
 
 
-def test_float32_reaches_its_tolerance_on_an_ill_conditioned_system(linear):
+def test_gmres_keeps_its_basis_orthogonal_in_float32():
     n = 24
     orthogonal = np.linalg.qr(np.random.default_rng(0).standard_normal((n, n)))[0]
     A = jnp.asarray(np.eye(n) - 0.98 * orthogonal, jnp.float32)
     b = jnp.ones((1, n), jnp.float32)
-    x, stats = dataclasses.replace(linear, rtol=1e-5).solve(lambda v: v @ A.T, b)
+    x, stats = GMRES(restart=n, rtol=1e-5).solve(lambda v: v @ A.T, b)
     assert stats.converged.all()
+    assert stats.steps[0] <= n
     assert np.linalg.norm(b - x @ A.T) <= 2e-5 * np.linalg.norm(b)
 
 

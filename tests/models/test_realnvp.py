@@ -5,6 +5,7 @@ import optax
 import pytest
 from flax import nnx
 
+from deqflow.flows import ActNorm, Chain
 from deqflow.models.realnvp import RealNVP
 
 
@@ -13,7 +14,7 @@ def points(**options):
 
 
 def images(**options):
-    return points(**{"input_shape": (4, 4, 1), "levels": 17} | options)
+    return points(**{"couplings": 2, "input_shape": (4, 4, 1), "levels": 17} | options)
 
 
 def random_images(count, shape=(4, 4, 1), seed=0):
@@ -47,6 +48,13 @@ def fit(model, x, steps):
     return nnx.merge(graphdef, params, rest), losses
 
 
+@pytest.fixture(scope="module")
+def trained_images():
+    """A model with dropout after a few steps, its losses, and its data."""
+    x = jnp.clip(random_images(64), 3, 12)
+    return *fit(images(dropout=0.1), x, steps=30), x
+
+
 def test_points_train_and_the_density_integrates_to_one():
     x = moons(512)
     model, losses = fit(points(), x, steps=200)
@@ -71,9 +79,8 @@ def test_probabilities_of_all_small_images_sum_to_one():
     np.testing.assert_allclose(probabilities.sum(), 1.0, atol=0.02)
 
 
-def test_images_train_and_samples_look_like_raw_data():
-    x = jnp.clip(random_images(64), 3, 12)
-    model, losses = fit(images(dropout=0.1), x, steps=30)
+def test_images_train_and_samples_look_like_raw_data(trained_images):
+    model, losses, _ = trained_images
     assert losses[-1] < losses[0] - 1
     model.eval()
     samples = model.sample(jax.random.key(0), 10)
@@ -92,7 +99,9 @@ def test_initialisation_standardises_the_latent_and_spreads_what_the_couplings_s
     latent = bijector.forward_and_log_det(x.reshape(500, -1), key=jax.random.key(0)).value
     np.testing.assert_allclose(latent.mean(0), np.zeros(16), atol=0.02)
     np.testing.assert_allclose(latent.std(0), np.ones(16), atol=0.02)
+    assert isinstance(bijector, Chain)
     last = bijector.layers[-1]
+    assert isinstance(last, ActNorm)
     np.testing.assert_allclose(last.log_scale[...], np.full(16, -1.5), atol=0.02)
 
 
@@ -110,19 +119,18 @@ def test_pure_functions_of_the_split_model(direction):
     np.testing.assert_allclose(run(state), calls[direction](model), rtol=1e-5)
 
 
-def test_every_parameter_has_a_gradient():
-    x = random_images(16)
-    model, _ = fit(images(), x, steps=3)  # the last layers of the conditioners start at zero and hide the others
+def test_every_parameter_has_a_gradient(trained_images):
+    model, _, x = trained_images  # in a new model the last layers of the conditioners are zero and hide the others
+    model.eval()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    gradients = jax.grad(lambda p: nnx.merge(graphdef, p, rest).log_prob(x, key=jax.random.key(0)).mean())(params)
+    gradients = jax.jit(jax.grad(lambda p: nnx.merge(graphdef, p, rest).log_prob(x, key=jax.random.key(0)).mean()))(params)
     for path, gradient in jax.tree.leaves_with_path(gradients):
         assert np.isfinite(gradient).all(), path
         assert (np.asarray(gradient) != 0).any(), path
 
 
-def test_dropout_and_noise_follow_the_key():
-    x = random_images(4)
-    model, _ = fit(images(dropout=0.5), x, steps=3)
+def test_dropout_and_noise_follow_the_key(trained_images):
+    model, _, x = trained_images
     model.train()
     a, again, b = (model.log_prob(x, key=jax.random.key(k)) for k in (0, 0, 1))
     np.testing.assert_array_equal(a, again)
