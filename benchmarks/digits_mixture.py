@@ -24,9 +24,9 @@ from deqflow.data.digits import Digits
 
 DRAWS = 10  # dequantisations of validation and test data
 LEVELS = 17
-COMPONENTS = (1, 4, 8, 12, 16, 20, 24)
+COMPONENTS = (4, 8, 10, 12, 14, 16, 20)
 REGULARISATIONS = (0.05, 0.1, 0.15, 0.2, 0.3)
-LAMBDAS = (3e-3, 0.01, 0.02, 0.04)
+LAMBDAS = (1e-3, 3e-3, 6e-3, 0.01, 0.02)
 FINALISTS = 8
 
 
@@ -83,7 +83,7 @@ def main() -> None:
         finalists = [
             dataclasses.replace(setting, copies=copies, seed=seed)
             for setting in sorted(scores, key=scores.__getitem__)[:FINALISTS]
-            for copies, seed in ((10, 1), (20, 0), (20, 1))
+            for copies, seed in ((20, 0), (20, 1), (20, 2), (20, 3))
         ]
         scores |= zip(finalists, pool.map(validate, finalists, chunksize=1), strict=True)
     best = min(scores, key=scores.__getitem__)

@@ -1,6 +1,5 @@
 """The equilibrium layer."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +77,8 @@ class DEQ(nnx.Module):
         """
         valid = _finite(x)
         x = _select(valid, x, jax.tree.map(jnp.zeros_like, x))
-        start = as_floating(self.cell.initial(x) if hasattr(self.cell, "initial") else jax.tree.map(jnp.zeros_like, x), "the cell's initial state")
+        initial = getattr(self.cell, "initial", lambda x: jax.tree.map(jnp.zeros_like, x))
+        start = as_floating(initial(x), "the cell's initial state")
         if z0 is not None:
             z0 = as_floating(z0, "z0")
             check_like(z0, start, "z0 of the cell")
@@ -91,14 +91,13 @@ class DEQ(nnx.Module):
             return out
 
         value, stats = fixed_point(step, start, solver=self.solver, gradient=self.gradient, budget=budget, trace=trace)
-        stats = dataclasses.replace(stats, status=jnp.where(valid, stats.status, jnp.int32(Status.INVALID_INPUT)))
+        stats = stats._replace(status=jnp.where(valid, stats.status, jnp.int32(Status.INVALID_INPUT)))
         self.diagnostics.record(stats)
         return Solution(_select(valid, value, lax.stop_gradient(value)), stats)
 
     def _prepared(self, x: Any, key: Key[Array, ""] | None) -> Callable[[State], State]:
-        if hasattr(self.cell, "prepare"):
-            return self.cell.prepare(x, key)
-        return lambda z: self.cell(z, x)
+        prepare = getattr(self.cell, "prepare", None)
+        return prepare(x, key) if prepare else lambda z: self.cell(z, x)
 
 
 def _finite(tree: Any) -> Bool[Array, " batch"]:

@@ -8,7 +8,7 @@ from deqflow.flows.bijector import split_key
 
 
 class ResidualMLP(nnx.Module):
-    """A residual multilayer perceptron: `h ← h + W_i silu(h)` for each block, then `W silu(h)`.
+    """A residual multilayer perceptron: `h ← W_0 x`, `h ← h + W_i silu(h)` for each block, then `W silu(h)`.
 
     The last layer starts at zero, so that a coupling starts as the identity.
 
@@ -17,7 +17,7 @@ class ResidualMLP(nnx.Module):
       outputs: features of the output.
       width: features of `h`.
       depth: number of residual blocks.
-      dropout: probability with which a feature of a block is dropped, in training mode only.
+      dropout: probability with which a feature of `silu(h)` is dropped, for each block and the last layer, in training mode only.
       condition_size: features of the condition, which is appended to the input; 0 for none.
       rngs: where the first parameters are drawn from.
 
@@ -65,4 +65,4 @@ class ResidualMLP(nnx.Module):
         h = self.first(x if condition is None else jnp.concatenate([x, condition], axis=1))
         for index, block in enumerate(self.blocks):
             h = h + block(self.dropout(nnx.silu(h), rngs=split_key(key, index)))
-        return self.last(nnx.silu(h))
+        return self.last(self.dropout(nnx.silu(h), rngs=split_key(key, len(self.blocks))))

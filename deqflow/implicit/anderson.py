@@ -14,7 +14,7 @@ from deqflow.registry import Range
 
 
 class _State(NamedTuple):
-    count: Int[Array, ""]
+    taken: Int[Array, ""]
     z: Vectors
     f: Vectors
     residuals: Float[Array, "batch m n"]  # differences of successive residuals, a ring buffer
@@ -70,18 +70,18 @@ class Anderson(Solver):
         fz = f(z)
 
         # The difference to the pretended first residual is no difference of residuals: leave the buffer empty then.
-        change = jnp.where(state.count > 0, (fz - z) - r, 0)
-        moved = jnp.where(state.count > 0, z - state.z, 0)
-        slot = (state.count - 1) % self.history
+        change = jnp.where(state.taken > 0, (fz - z) - r, 0)
+        moved = jnp.where(state.taken > 0, z - state.z, 0)
+        slot = (state.taken - 1) % self.history
         residuals = lax.dynamic_update_index_in_dim(state.residuals, change, slot, 1)
         images = lax.dynamic_update_index_in_dim(state.images, moved + self.damping * change, slot, 1)
         row = dot(residuals, change)
         gram = lax.dynamic_update_index_in_dim(state.gram, row, slot, 1)
         gram = lax.dynamic_update_index_in_dim(gram, row, slot, 2)
-        return _State(state.count + 1, z, fz, residuals, images, gram)
+        return _State(state.taken + 1, z, fz, residuals, images, gram)
 
     def value(self, state: _State) -> Iterate:
-        return Iterate(state.z, state.f, jnp.full(state.z.shape[:1], state.count))
+        return Iterate(state.z, state.f, jnp.full(state.z.shape[:1], state.taken))
 
     def _weights(self, gram: Float[Array, "batch m m"], target: Float[Array, "batch m"]) -> Float[Array, "batch m"]:
         """The regularised least squares solution γ; empty columns of the buffer get weight zero."""

@@ -2,6 +2,7 @@
 
 import jax
 from jax import lax
+from jax.core import eval_jaxpr
 
 from deqflow.implicit.linear import LinearSolver
 from deqflow.implicit.trees import Map, Vectors
@@ -32,7 +33,7 @@ def freeze(f: Map, z: Vectors) -> Map:
     constants = lax.stop_gradient(closed.consts)
 
     def frozen(z: Vectors) -> Vectors:
-        (out,) = jax.core.eval_jaxpr(closed.jaxpr, constants, z)
+        (out,) = eval_jaxpr(closed.jaxpr, constants, z)
         return out
 
     return frozen

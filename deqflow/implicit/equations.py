@@ -73,9 +73,7 @@ def fixed_point(
     return Solution(split(value), stats if batched else stats.single())
 
 
-def implicit_diff(
-    F: Callable[[T, Any], T], y_star: T, params: Any, *, gradient: Implicit = Implicit(), batched: bool = True
-) -> T:
+def implicit_diff(F: Callable[[T, Any], T], y_star: T, params: Any, *, gradient: Implicit = Implicit(), batched: bool = True) -> T:
     """Attach to `y_star`, from anywhere, its derivative as the solution of `F(y, params) = 0`.
 
         dy = -(∂F/∂y)⁻¹ ∂F/∂params · dparams

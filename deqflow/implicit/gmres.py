@@ -18,7 +18,7 @@ _RUNNING = -1
 
 
 class _Arnoldi(NamedTuple):
-    count: Int[Array, ""]
+    taken: Int[Array, ""]
     basis: Float[Array, "batch m+1 n"]
     hessenberg: Float[Array, "batch m m+1"]  # row j holds column j of the Hessenberg matrix
     null: Float[Array, "batch m+1"]  # the vector that the Hessenberg matrix annihilates from the left, beginning with 1
@@ -27,7 +27,7 @@ class _Arnoldi(NamedTuple):
 
 
 class _Cycles(NamedTuple):
-    count: Int[Array, ""]
+    taken: Int[Array, ""]
     x: Vectors
     residual: Vectors
     status: Int[Array, " batch"]
@@ -72,7 +72,7 @@ class GMRES(LinearSolver):
         def cycle(c: _Cycles) -> _Cycles:
             running = c.status == _RUNNING
             length = norm(c.residual)
-            a = self._arnoldi(apply, c.residual, length, tolerance, running, self.max_steps - c.count)
+            a = self._arnoldi(apply, c.residual, length, tolerance, running, self.max_steps - c.taken)
             y, image = _least_squares(a, length)
             x = c.x + combine(y, a.basis[:, :-1])
             # b - A x without another product: A V_m = V_{m+1} H.
@@ -87,7 +87,7 @@ class GMRES(LinearSolver):
                 _RUNNING,
             )
             return _Cycles(
-                count=c.count + a.count,
+                taken=c.taken + a.taken,
                 x=jnp.where(usable[:, None], x, c.x),
                 residual=jnp.where(usable[:, None], residual, c.residual),
                 status=jnp.where(running, status, c.status).astype(jnp.int32),
@@ -97,7 +97,7 @@ class GMRES(LinearSolver):
         done = jnp.where(size <= tolerance, Status.CONVERGED, _RUNNING).astype(jnp.int32)
         zero = jnp.zeros(b.shape[:1], jnp.int32)
         start = _Cycles(jnp.zeros((), jnp.int32), jnp.zeros_like(b, dtype), b.astype(dtype), done, zero)
-        end = lax.while_loop(lambda c: jnp.any(c.status == _RUNNING) & (c.count < self.max_steps), cycle, start)
+        end = lax.while_loop(lambda c: jnp.any(c.status == _RUNNING) & (c.taken < self.max_steps), cycle, start)
         residual = norm(end.residual)
         stats = Stats(
             status=jnp.where(end.status == _RUNNING, jnp.int32(Status.STEP_LIMIT), end.status),
@@ -124,7 +124,7 @@ class GMRES(LinearSolver):
         first = residual / jnp.where(length > 0, length, 1)[:, None]
         basis = jnp.pad(first[:, None], ((0, 0), (0, m), (0, 0)))
         start = _Arnoldi(
-            count=jnp.zeros((), jnp.int32),
+            taken=jnp.zeros((), jnp.int32),
             basis=basis,
             # Columns never reached stay unit vectors, which the least squares then give weight zero.
             hessenberg=jnp.broadcast_to(jnp.eye(m, m + 1, 1, dtype=dtype), (batch, m, m + 1)),
@@ -134,7 +134,7 @@ class GMRES(LinearSolver):
         )
 
         def extend(a: _Arnoldi) -> _Arnoldi:
-            j = a.count
+            j = a.taken
             w = apply(lax.dynamic_index_in_dim(a.basis, j, 1, keepdims=False))
             before = norm(w)
             # Rows of the basis beyond j are zero, so the whole buffer may be used; the second pass restores orthogonality.
@@ -154,22 +154,18 @@ class GMRES(LinearSolver):
             finished = length <= tolerance * jnp.linalg.norm(null, axis=1)
             keep = a.active[:, None]
             return _Arnoldi(
-                count=j + 1,
+                taken=j + 1,
                 basis=lax.dynamic_update_index_in_dim(a.basis, w, j + 1, 1),
-                hessenberg=jnp.where(
-                    keep[:, :, None] & (jnp.arange(m) == j)[None, :, None], column[:, None], a.hessenberg
-                ),
+                hessenberg=jnp.where(keep[:, :, None] & (jnp.arange(m) == j)[None, :, None], column[:, None], a.hessenberg),
                 null=jnp.where(keep, null, a.null),
                 columns=a.columns + a.active,
                 active=a.active & ~finished & ~closed & jnp.isfinite(before),
             )
 
-        return lax.while_loop(lambda a: jnp.any(a.active) & (a.count < jnp.minimum(m, budget)), extend, start)
+        return lax.while_loop(lambda a: jnp.any(a.active) & (a.taken < jnp.minimum(m, budget)), extend, start)
 
 
-def _least_squares(
-    a: _Arnoldi, length: Float[Array, " batch"]
-) -> tuple[Float[Array, "batch m"], Float[Array, "batch m+1"]]:
+def _least_squares(a: _Arnoldi, length: Float[Array, " batch"]) -> tuple[Float[Array, "batch m"], Float[Array, "batch m+1"]]:
     """`y = argmin ‖length e₁ - H y‖` for every sample's Hessenberg matrix, and `H y`."""
     h = jnp.swapaxes(a.hessenberg, 1, 2)
     q, r = jnp.linalg.qr(h)

@@ -21,9 +21,7 @@ class Gradient(abc.ABC):
     """How the solution of `f(z) = z` is found such that it differentiates."""
 
     @abc.abstractmethod
-    def solve(
-        self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool
-    ) -> tuple[Vectors, Stats]:
+    def solve(self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool) -> tuple[Vectors, Stats]:
         """Run `solver` on `f` from `z0` and return a value with this kind of derivative, and statistics without any.
 
         A failed sample gets a finite value and an exactly zero derivative.
@@ -57,9 +55,7 @@ class Implicit(Gradient):
     linear: LinearSolver = GMRES()
     precision: Precision = "highest"
 
-    def solve(
-        self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool
-    ) -> tuple[Vectors, Stats]:
+    def solve(self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool) -> tuple[Vectors, Stats]:
         with jax.default_matmul_precision(solver.precision):
             z0 = lax.stop_gradient(z0)
             z, stats = loop.solve(solver, freeze(f, z0), z0, budget=budget, trace=trace)

@@ -22,7 +22,7 @@ _PATIENCE = 20
 
 
 class _Progress(NamedTuple):
-    count: Int[Array, ""]
+    taken: Int[Array, ""]
     state: Any
     best: Vectors
     best_count: Int[Array, " batch"]
@@ -52,7 +52,7 @@ def solve(solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int |
     limit = solver.max_steps if budget is None else jnp.minimum(budget, solver.max_steps)
     infinite, zero = jnp.full((batch,), jnp.inf, real), jnp.zeros((batch,), jnp.int32)
     start = _Progress(
-        count=jnp.zeros((), jnp.int32),
+        taken=jnp.zeros((), jnp.int32),
         state=solver.init(z0),
         best=z0,
         best_count=zero,
@@ -69,7 +69,7 @@ def solve(solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int |
     )
 
     def proceed(p: _Progress) -> Array:
-        return jnp.any(p.stats.status == _RUNNING) & (p.count < limit)
+        return jnp.any(p.stats.status == _RUNNING) & (p.taken < limit)
 
     def advance(p: _Progress) -> _Progress:
         state = solver.step(f, p.state)
@@ -79,29 +79,29 @@ def solve(solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int |
         relative = jnp.where(residual == 0, 0, residual / jnp.where(size > 0, size, 1))
         # Distance from the tolerance: what the stopping rule reads is what ranks the iterates.
         score = residual / jnp.where(tolerance > 0, tolerance, 1)
-        count = p.count + 1
+        taken = p.taken + 1
 
         running = p.stats.status == _RUNNING
         finite = jnp.isfinite(residual) & jnp.isfinite(size)
-        ceiling = jnp.where(p.count == 0, _GROWTH * jnp.maximum(residual, size), p.ceiling)
+        ceiling = jnp.where(p.taken == 0, _GROWTH * jnp.maximum(residual, size), p.ceiling)
         converged = finite & (residual <= tolerance)
         better = running & finite & (converged | (score < p.score))
-        best_count = jnp.where(better, count, p.best_count)
+        best_count = jnp.where(better, taken, p.best_count)
         status = jnp.select(
-            [converged, ~finite | (residual > ceiling), count - best_count > jnp.maximum(_PATIENCE, count // 2)],
+            [converged, ~finite | (residual > ceiling), taken - best_count > jnp.maximum(_PATIENCE, taken // 2)],
             [Status.CONVERGED, Status.DIVERGED, Status.STAGNATED],
             _RUNNING,
         )
         stats = Stats(
             status=jnp.where(running, status, p.stats.status).astype(jnp.int32),
-            steps=jnp.where(running, count, p.stats.steps),
+            steps=jnp.where(running, taken, p.stats.steps),
             evaluations=jnp.where(running, point.evaluations, p.stats.evaluations),
             residual=jnp.where(better, residual, p.stats.residual),
             relative_residual=jnp.where(better, relative, p.stats.relative_residual),
-            trace=None if p.stats.trace is None else p.stats.trace.at[p.count].set(jnp.where(running, relative, jnp.nan)),
+            trace=None if p.stats.trace is None else p.stats.trace.at[p.taken].set(jnp.where(running, relative, jnp.nan)),
         )
         best = jnp.where(better[:, None], point.z, p.best)
-        return _Progress(count, state, best, best_count, jnp.where(better, score, p.score), ceiling, stats)
+        return _Progress(taken, state, best, best_count, jnp.where(better, score, p.score), ceiling, stats)
 
     end = lax.while_loop(proceed, advance, start)
     status = jnp.where(end.stats.status == _RUNNING, jnp.int32(Status.STEP_LIMIT), end.stats.status)

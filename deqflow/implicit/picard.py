@@ -12,7 +12,7 @@ from deqflow.registry import Range
 
 
 class _State(NamedTuple):
-    count: Int[Array, ""]
+    taken: Int[Array, ""]
     z: Vectors
     f: Vectors
 
@@ -48,7 +48,7 @@ class Picard(Solver):
 
     def step(self, f: Map, state: _State) -> _State:
         z = state.f if self.damping == 1.0 else state.z + self.damping * (state.f - state.z)
-        return _State(state.count + 1, z, f(z))
+        return _State(state.taken + 1, z, f(z))
 
     def value(self, state: _State) -> Iterate:
-        return Iterate(state.z, state.f, jnp.full(state.z.shape[:1], state.count))
+        return Iterate(state.z, state.f, jnp.full(state.z.shape[:1], state.taken))

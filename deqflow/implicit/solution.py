@@ -3,11 +3,12 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int
 
@@ -20,9 +21,7 @@ class ConvergenceError(RuntimeError):
     """Raised by `Solution.check` when a sample did not converge."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Stats:
+class Stats(NamedTuple):
     """Per-sample statistics of a solve, of shape `(batch,)`, or scalars for a solve with `batched=False`.
 
     They are ordinary numbers without a derivative.
@@ -83,7 +82,7 @@ class Solution(Generic[T]):
           ConvergenceError: naming what happened to how many samples and what to change.
         """
         status = self.stats.status
-        if isinstance(status, jax.core.Tracer):
+        if isinstance(status, Tracer):
             checkify.debug_check(jnp.all(status == Status.CONVERGED), "deqflow: a sample did not converge")
             return self.value
         counts = Counter(np.asarray(status).ravel().tolist())

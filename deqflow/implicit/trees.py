@@ -29,7 +29,8 @@ def as_floating(tree: T, name: str) -> T:
     def convert(path: Any, leaf: Any) -> Array:
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
-            hint = "write its real and imaginary parts as two arrays" if jnp.issubdtype(dtype, jnp.complexfloating) else "convert it to float"
+            split = jnp.issubdtype(dtype, jnp.complexfloating)
+            hint = "write its real and imaginary parts as two arrays" if split else "convert it to float"
             raise TypeError(f"{name} must hold real floating-point arrays, got {dtype} at {name}{jax.tree_util.keystr(path)}; {hint}")
         return lax.convert_element_type(leaf, dtype)
 

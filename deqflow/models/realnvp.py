@@ -29,16 +29,16 @@ class RealNVP(nnx.Module):
     """Density model of affine couplings: points and vectors, or small integer images with dequantisation and logit.
 
     `log p(x) = log N(f(x); 0, I) + log |det ∂f/∂x|`, with f a chain of
-    `ActNorm → coupling → ... → coupling → ActNorm` on the flattened data; each coupling transforms the half that the one before it
-    kept. Integer data (`levels` given) first become `logit(λ + (1 - 2λ) (x + u) / levels)` with uniform noise `u`; the
-    log-likelihood is then a bound on that of the integers. Images are split like a chess board, so that each half sees the
-    neighbours of the other.
+    `ActNorm → coupling → ... → coupling → ActNorm` on the flattened data. Couplings come in pairs, of which the second transforms the
+    half that the first kept. The first pair parts images like a chess board, so that each half sees the neighbours of the other;
+    every later pair parts the dimensions at random. Integer data (`levels` given) first become
+    `logit(λ + (1 - 2λ) (x + u) / levels)` with uniform noise `u`; the log-likelihood is then a bound on that of the integers.
 
     Args:
       couplings: number of couplings; two transform every dimension once.
       width: features of the residual network in each coupling.
       depth: residual blocks of that network.
-      dropout: probability with which a feature is dropped in training.
+      dropout: probability with which a feature of that network is dropped in training.
       scale_bound: largest `|log scale|` of one coupling.
       initial_log_scale: log of the standard deviation to which the first ActNorm spreads the data.
       logit_lambda: λ, the margin of the logit; used for integer data only.
@@ -89,7 +89,10 @@ class RealNVP(nnx.Module):
             white = masks.checkerboard(input_shape)
             layers.append(Permutation(np.concatenate([np.flatnonzero(white), np.flatnonzero(~white)])))
         layers.append(ActNorm((size,), initial_log_scale=initial_log_scale))
+        rng = np.random.default_rng(0)  # the same partitions for every seed of a run
         for index in range(couplings):
+            if size > 2 and index > 0 and index % 2 == 0:
+                layers.append(Permutation(rng.permutation(size)))
             mask = masks.half(size) if index % 2 == 0 else ~masks.half(size)
             conditioner = ResidualMLP(
                 int(mask.sum()),

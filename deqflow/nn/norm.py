@@ -12,7 +12,7 @@ class GroupNorm(nnx.Module):
 
         y = scale (x - mean) / sqrt(variance + 1e-5) + bias
 
-    The sums over pixels come first and those over channels as a small matrix product, which costs a third of `flax.nnx.GroupNorm` on
+    The sums over pixels come first and those over channels as a small matrix product, a third of the time of `flax.nnx.GroupNorm` on
     small images on the CPU; the variance is that of the centred values, so it does not suffer from cancellation.
 
     Args:

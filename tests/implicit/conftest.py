@@ -4,26 +4,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deqflow.implicit import GMRES, Anderson, Picard
+from deqflow.implicit import GMRES, Anderson, LinearSolver, Picard, Solver
 
-SOLVERS = {
+SOLVERS: dict[str, Solver] = {
     "picard damped": Picard(damping=0.8),
     "anderson": Anderson(),
     "anderson damped": Anderson(history=2, damping=0.7),
 }
 
-LINEAR = {
+LINEAR: dict[str, LinearSolver] = {
     "gmres": GMRES(restart=30, max_steps=300),
     "gmres restarted": GMRES(restart=7, max_steps=300),
 }
 
 
-@pytest.fixture(params=SOLVERS.values(), ids=SOLVERS.keys())
+@pytest.fixture(params=list(SOLVERS.values()), ids=list(SOLVERS))
 def solver(request):
     return request.param
 
 
-@pytest.fixture(params=LINEAR.values(), ids=LINEAR.keys())
+@pytest.fixture(params=list(LINEAR.values()), ids=list(LINEAR))
 def linear(request):
     return request.param
 

@@ -73,7 +73,7 @@ def test_samples_are_independent_bitwise(linear, matrix, normal):
 
 def test_a_step_limit_is_reported(linear, matrix, normal):
     A = jnp.eye(8) - matrix(0.99)
-    x, stats = dataclasses.replace(linear, max_steps=2).solve(lambda v: v @ A.T, normal(2, 8).astype(A.dtype))
+    stats = dataclasses.replace(linear, max_steps=2).solve(lambda v: v @ A.T, normal(2, 8).astype(A.dtype)).stats
     assert (stats.status == Status.STEP_LIMIT).all()
     assert (stats.steps == 2).all()
     assert (stats.relative_residual < 1).all()
