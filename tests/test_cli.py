@@ -194,12 +194,22 @@ def test_damaged_checkpoint_on_resume(here, capsys, trained):
     )
 
 
-def test_sampling_from_a_classifier(here, capsys):
+def test_an_implicit_classifier_reports_its_solver_and_has_no_samples(here, capsys):
     (here / "deq.yaml").write_text(
-        "data: {kind: digits, batch_size: 16}\nmodel: {kind: deq_classifier, width: 8}\ntask: classification\n"
-        "optim: {kind: adamw, lr: 1e-3}\ntrain: {steps: 2}\n"
+        "data: {kind: digits, batch_size: 16}\nmodel: {kind: deq_classifier, width: 8, groups: 4, stride: 2, grid: 2}\n"
+        "task: classification\noptim: {kind: adamw, lr: 1e-3}\ntrain: {steps: 4, log_every: 2}\n"
     )
     assert main(["train", "deq.yaml", "--run", "run", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert "test accuracy: " in out
+    assert "residual_median" in out
+    for name in ("learning_curves", "confusion_matrix", "least_certain", "solver_residuals"):
+        assert f"run/plots/{name}.png" in out
+    rows = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
+    for row in rows[:2]:
+        assert (row["split"], row["solver_failures"]) == ("train", 0)
+        assert 1 < row["solver_steps"] <= row["solver_max_steps"]
+        assert 0 < row["solver_residual"] < 1e-3
     assert "deq_classifier cannot be sampled from" in refused(capsys, here, "sample", "run")
 
 

@@ -167,7 +167,8 @@ def _import_plugin(name: str, where: Where) -> str:
             return f"no module {error.name!r} in {', '.join(folders)}, nor among the installed packages"
         package = os.path.dirname(os.path.dirname(__file__))
         ours = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(package)]
-        frames = [frame for frame in ours if frame.filename.startswith(tuple(folders))]
+        # An environment often lives in the current directory, and what is installed there is not the user's own.
+        frames = [frame for frame in ours if frame.filename.startswith(tuple(folders)) and "site-packages" not in frame.filename]
         spot = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames and not isinstance(error, SyntaxError) else ""
         return f"importing {name!r} fails: {type(error).__name__}: {' '.join(str(error).split())}{spot}"
     finally:

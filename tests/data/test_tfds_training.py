@@ -1,7 +1,6 @@
 """A TFDS set prepared on disk trains while TensorFlow cannot be imported."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -30,21 +29,16 @@ train: {steps: 8, log_every: 2, eval_every: 4, checkpoint_every: 4}
 """
 
 
-def test_mnist_from_tfds_trains_and_evaluates_without_tensorflow(tfds_dir, tmp_path):
+def test_mnist_from_tfds_trains_without_tensorflow(tfds_dir, tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
 
-    def deqflow(*arguments):
-        ended = subprocess.run(
-            [sys.executable, "-c", PROGRAM, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=dict(os.environ)
-        )
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
-
-    # 54 examples to train on and 16 a step: batches straddle epochs
-    out = deqflow(
-        "train", "config.yaml", "data.kind=tfds", "data.name=mnist", f"data.data_dir={tfds_dir}", "data.batch_size=16", "--run", "run"
+    arguments = ["data.kind=tfds", "data.name=mnist", f"data.data_dir={tfds_dir}", "data.batch_size=16", "--run", "run"]
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "train", "config.yaml", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
-    assert "test accuracy: " in out
+    assert ended.returncode == 0, ended.stderr
+    assert "test accuracy: " in ended.stdout
+    # 54 examples to train on and 16 a step: batches straddle epochs
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["split"] == "train"] == [2, 4, 6, 8]
-    assert json.loads(deqflow("eval", "run", "--json"))["accuracy"] == rows[-1]["accuracy"]
+    assert rows[-1]["split"] == "test"

@@ -61,12 +61,12 @@ def test_points_train_and_the_density_integrates_to_one():
     assert losses[-1] < losses[0] - 0.3
     edge = jnp.linspace(-8, 8, 401)
     grid = jnp.stack(jnp.meshgrid(edge, edge), axis=-1).reshape(-1, 2)
-    mass = jnp.exp(model.log_prob(grid)).sum() * (edge[1] - edge[0]) ** 2
-    np.testing.assert_allclose(mass, 1.0, atol=1e-3)
+    mass = jnp.exp(model.log_prob(grid)) * (edge[1] - edge[0]) ** 2
+    np.testing.assert_allclose(mass.sum(), 1.0, atol=1e-3)
     np.testing.assert_allclose(model.log_prob(moons(2000, seed=1)).mean(), -losses[-1], atol=0.3)
-    samples = model.sample(jax.random.key(0), 2000)
-    np.testing.assert_allclose(samples.mean(0), x.mean(0), atol=0.15)
-    np.testing.assert_allclose(samples.std(0), x.std(0), atol=0.15)
+    samples = model.sample(jax.random.key(0), 4000)
+    for function in (jnp.tanh, lambda x: x > 0.3):  # the samples follow the density that is evaluated
+        np.testing.assert_allclose(function(samples).mean(0), (mass[:, None] * function(grid)).sum(0), atol=0.05)
 
 
 def test_probabilities_of_all_small_images_sum_to_one():

@@ -168,10 +168,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, tmp_path):
         run(parse(tiny), tmp_path / "run", quiet=True)
 
 
-def test_training_learns(tiny, finished):
-    """The run lowers the validation loss by far more than its standard error."""
-    rows = [row for row in read_rows(finished.directory / "metrics.jsonl") if row["split"] == "validation"]
-    assert rows[-1]["nats"] < rows[0]["nats"] - 0.05
+def test_training_learns(finished):
+    rows = [row["nats"] for row in read_rows(finished.directory / "metrics.jsonl") if row["split"] == "validation"]
+    assert rows[0] > rows[1] > rows[2]
 
 
 def test_default_directories_are_numbered(tiny, tmp_path, monkeypatch):
