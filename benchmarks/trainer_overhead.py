@@ -29,7 +29,7 @@ from deqflow.train.metrics import MetricsWriter
 from deqflow.train.progress import Progress
 from deqflow.train.signals import StopRequest
 
-CONFIGS = {"digits_deq": 60, "checkerboard_realnvp": 1000}
+CONFIGS = {"digits_deq": 100, "checkerboard_realnvp": 400}  # steps measured at a time
 LOG_EVERY = 20
 WARMUP = LOG_EVERY + 1  # the trainer has waited for the row of step 20 by then, and just so at the end: no step is half counted
 
@@ -82,7 +82,13 @@ def measure(name: str, steps: int, repeats: int) -> dict[str, float]:
 
     for compiled in (bare, trained):
         compiled()
-    pairs = [(bare(), trained()) for _ in range(repeats)]
+    pairs = []
+    for repeat in range(repeats):  # either goes first as often, as the machine's speed drifts
+        if repeat % 2:
+            second = trained()
+            pairs.append((bare(), second))
+        else:
+            pairs.append((bare(), trained()))
     return {
         "bare_steps_per_second": statistics.median(pair[0] for pair in pairs),
         "trainer_steps_per_second": statistics.median(pair[1] for pair in pairs),
@@ -94,7 +100,7 @@ def measure(name: str, steps: int, repeats: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=16)
     arguments = parser.parse_args()
     began = time.perf_counter()
     metrics = {name: measure(name, steps, arguments.repeats) for name, steps in CONFIGS.items()}
