@@ -45,7 +45,10 @@ def measure(name: str, steps: int, repeats: int) -> dict[str, float]:
     records = {split: assembly.source.split(split) for split in ("train", "validation")}
     size = assembly.source.batch_size
     first = {leaf: np.asarray(value) for leaf, value in start(program, model, records["train"], size).items()}
-    fresh = lambda: {leaf: jax.numpy.array(value) for leaf, value in first.items()}  # noqa: E731  # the step takes its state's memory
+
+    def fresh() -> dict[str, jax.Array]:  # the step takes its state's memory
+        return {leaf: jax.numpy.array(value) for leaf, value in first.items()}
+
     batches = list(itertools.islice(train_batches(records["train"], batch_size=size, seed=config.seed), total))
 
     def bare() -> float:

@@ -17,9 +17,8 @@ from jaxtyping import Int
 from deqflow.data.source import Batch, Records
 from deqflow.registry import UserError
 
-# Gathering a small batch from memory takes about as long as handing it from one thread to another: 13 us for 512 points, 9 us for 128
-# digits, 25 us for 128 MNIST images, against 20-40 us (two CPU cores). A thread would also compete with the computation for the
-# cores and the interpreter lock, so up to this size (1300 MNIST images) the caller gathers for itself.
+# Gathering a small batch from memory takes no longer than handing it from one thread to another, and a thread would also compete with the
+# computation for the processor, so up to this size the caller gathers for itself. benchmarks/trainer_overhead.py shows what it costs.
 _DIRECT_BYTES = 1 << 20
 _AHEAD = 2  # batches that the background thread keeps ready
 

@@ -84,7 +84,7 @@ class InMemory(Records):
         return len(self.columns["x"])
 
     def gather(self, indices: Integer[np.ndarray, " batch"]) -> Batch:
-        # np.take is three to five times as fast as column[indices] for the small rows of images and points (measured).
+        # np.take gathers the small rows of images and points faster than column[indices] does.
         return {role: np.asarray(np.take(column, indices, axis=0)) for role, column in self.columns.items()}
 
 

@@ -23,7 +23,7 @@ def conv_same(x: Images, kernel: Kernel) -> Float[Array, "batch height width out
 
     with `a` and `b` counted from the kernel's centre. The value and all derivatives are those of `jax.lax.conv`. What differs is how the
     transpose with respect to `x` is written: as a convolution with the flipped kernel. XLA on the CPU runs the one that JAX writes, with
-    reversal folded into it, tens of times slower inside a `while_loop`, where every implicit backward pass meets it.
+    reversal folded into it, much slower inside a `while_loop`, where every implicit backward pass meets it.
 
     Args:
       x: images.

@@ -171,5 +171,5 @@ def _require_same(shapes: dict[str, tuple[tuple[int, ...], Any]], abstract: Shap
     for name in sorted(expected.keys() | shapes.keys()):
         want, have = expected.get(name), shapes.get(name)
         if want != have:
-            show = lambda entry: "nothing" if entry is None else f"{entry[1]}{list(entry[0])}"  # noqa: E731
-            raise UserError(f"the checkpoint {where} belongs to another model: {name} is {show(have)} there and {show(want)} here")
+            there, here = ("nothing" if entry is None else f"{entry[1]}{list(entry[0])}" for entry in (have, want))
+            raise UserError(f"the checkpoint {where} belongs to another model: {name} is {there} there and {here} here")

@@ -55,17 +55,37 @@ class Constant(Schedule):
         return _after_warmup(self.warmup, self.value, optax.constant_schedule(self.value))
 
 
-@final
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cosine(Schedule):
-    """Half a cosine from the peak to the end value, after a linear warm-up from zero (Loshchilov and Hutter 2017).
-
-    With `t` the share of the steps after the warm-up that are done, the value is `end + (peak - end) (1 + cos πt) / 2`.
+class Decay(Schedule):
+    """A linear warm-up from zero to a peak, then a decay to an end value.
 
     Args:
       peak: the value at the end of the warm-up.
       warmup: updates of the warm-up.
       end: the value at the last step.
+    """
+
+    peak: Annotated[float, Range(ge=0)]
+    warmup: Annotated[int, Range(ge=0)] = 0
+    end: Annotated[float, Range(ge=0)] = 0.0
+
+    def __post_init__(self) -> None:
+        check_ranges(type(self).__init__, vars(self))
+
+    def function(self, steps: int) -> optax.Schedule:
+        return _after_warmup(self.warmup, self.peak, self.decay(max(steps - self.warmup, 1)))
+
+    @abc.abstractmethod
+    def decay(self, steps: int) -> optax.Schedule:
+        """The way from `peak` to `end` in `steps` updates."""
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cosine(Decay):
+    """Half a cosine from the peak to the end value, after a linear warm-up from zero (Loshchilov and Hutter 2017).
+
+    With `t` the share of the steps after the warm-up that are done, the value is `end + (peak - end) (1 + cos πt) / 2`.
 
     Example:
       >>> rate = Cosine(peak=1.0, warmup=10, end=0.0).function(steps=110)
@@ -73,27 +93,15 @@ class Cosine(Schedule):
       [0.0, 1.0, 0.5, 0.0]
     """
 
-    peak: Annotated[float, Range(ge=0)]
-    warmup: Annotated[int, Range(ge=0)] = 0
-    end: Annotated[float, Range(ge=0)] = 0.0
-
-    def __post_init__(self) -> None:
-        check_ranges(type(self).__init__, vars(self))
-
-    def function(self, steps: int) -> optax.Schedule:
+    def decay(self, steps: int) -> optax.Schedule:
         ratio = self.end / self.peak if self.peak > 0 else 0.0
-        return _after_warmup(self.warmup, self.peak, optax.cosine_decay_schedule(self.peak, max(steps - self.warmup, 1), ratio))
+        return optax.cosine_decay_schedule(self.peak, steps, ratio)
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear(Schedule):
+class Linear(Decay):
     """A straight line from the peak to the end value, after a linear warm-up from zero.
-
-    Args:
-      peak: the value at the end of the warm-up.
-      warmup: updates of the warm-up.
-      end: the value at the last step.
 
     Example:
       >>> rate = Linear(peak=1.0, warmup=10, end=0.5).function(steps=110)
@@ -101,15 +109,8 @@ class Linear(Schedule):
       [0.0, 1.0, 0.75, 0.5]
     """
 
-    peak: Annotated[float, Range(ge=0)]
-    warmup: Annotated[int, Range(ge=0)] = 0
-    end: Annotated[float, Range(ge=0)] = 0.0
-
-    def __post_init__(self) -> None:
-        check_ranges(type(self).__init__, vars(self))
-
-    def function(self, steps: int) -> optax.Schedule:
-        return _after_warmup(self.warmup, self.peak, optax.linear_schedule(self.peak, self.end, max(steps - self.warmup, 1)))
+    def decay(self, steps: int) -> optax.Schedule:
+        return optax.linear_schedule(self.peak, self.end, steps)
 
 
 @final

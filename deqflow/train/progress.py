@@ -12,7 +12,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 
 _REDRAW = 0.25
-"""Seconds between two drawings of the bar: one takes about 2 ms, so that this costs less than 1 %."""
+"""Seconds between two drawings of the bar: often enough to look alive, seldom enough to cost next to nothing."""
 
 _LINE = 5.0
 """Least number of seconds between two plain lines."""

@@ -66,16 +66,15 @@ class SavedRun:
         Raises:
           UserError: if the model cannot be sampled from.
         """
-        graph, state = nnx.split(self.model())
+        model = self.model()
+        if not isinstance(model, DensityModel):
+            raise UserError(f"model {self.assembly.config.model.kind} cannot be sampled from: it is no density model")
+        graph, state = nnx.split(model)
 
         @jax.jit
         def draw(state: nnx.State, key: Array) -> Array:
-            model = nnx.merge(graph, state)
-            assert isinstance(model, DensityModel)
-            return model.sample(key, n)
+            return nnx.merge(graph, state).sample(key, n)
 
-        if not isinstance(self.model(), DensityModel):
-            raise UserError(f"model {self.assembly.config.model.kind} cannot be sampled from: it is no density model")
         return np.asarray(draw(state, random_key(seed, Stream.SAMPLE)))
 
     def save_samples(self, out: Path, n: int, seed: int = 0) -> list[Path]:
