@@ -123,12 +123,16 @@ def test_a_failure_in_the_background_reaches_the_consumer(access):
             next(batches)
 
 
+@pytest.fixture
 def running():
-    return [thread for thread in threading.enumerate() if thread.name.startswith(("deqflow-batches", "grain-prefetch"))]
+    """The background threads that the test itself has started: Grain does not wait for those of the tests before."""
+    before = set(threading.enumerate())
+    named = ("deqflow-batches", "grain-prefetch")
+    return lambda: [thread for thread in threading.enumerate() if thread not in before and thread.name.startswith(named)]
 
 
-def gone():
-    deadline = time.monotonic() + 5  # Grain does not wait for its threads
+def gone(running):
+    deadline = time.monotonic() + 20
     while running() and time.monotonic() < deadline:
         time.sleep(0.01)
     return not running()
@@ -136,7 +140,7 @@ def gone():
 
 @pytest.mark.parametrize("access", ["mapped", "records"])
 @pytest.mark.parametrize("end", ["close", "forget"])
-def test_background_threads_end_with_the_batches(access, end):
+def test_background_threads_end_with_the_batches(running, access, end):
     batches = train_batches(Slow(access), batch_size=4, seed=0)
     assert not running()  # nothing starts before it is asked for
     next(batches)
@@ -147,10 +151,10 @@ def test_background_threads_end_with_the_batches(access, end):
     else:
         del batches
         gc.collect()
-    assert gone()
+    assert gone(running)
 
 
-def test_small_batches_from_memory_need_no_thread(monkeypatch):
+def test_small_batches_from_memory_need_no_thread(running, monkeypatch):
     records = READERS["direct"]()
     small = train_batches(records, batch_size=4, seed=0)
     next(small)
@@ -160,7 +164,7 @@ def test_small_batches_from_memory_need_no_thread(monkeypatch):
     next(large)
     assert running()
     large.close()
-    assert gone()
+    assert gone(running)
 
 
 @pytest.mark.parametrize("access", ["mapped", "records"])
