@@ -128,7 +128,13 @@ _FAMILIES: dict[str, _Family] = {
         "how an equation is solved",
         {
             "anderson": "deqflow.implicit.anderson:Anderson",
+            "broyden": "deqflow.implicit.broyden:Broyden",
+            "jaxopt_anderson": "deqflow.implicit.from_jaxopt:JaxoptAnderson",
+            "jaxopt_broyden": "deqflow.implicit.from_jaxopt:JaxoptBroyden",
+            "jaxopt_fixed_point": "deqflow.implicit.from_jaxopt:JaxoptFixedPoint",
+            "newton": "deqflow.implicit.newton:Newton",
             "picard": "deqflow.implicit.picard:Picard",
+            "reversible": "deqflow.implicit.reversible:Reversible",
         },
     ),
     "gradient": _Family(
@@ -136,13 +142,23 @@ _FAMILIES: dict[str, _Family] = {
         "how a solution is differentiated",
         {
             "implicit": "deqflow.implicit.gradient:Implicit",
+            "jacobian_free": "deqflow.implicit.truncated:JacobianFree",
+            "phantom": "deqflow.implicit.phantom:Phantom",
+            "reversible": "deqflow.implicit.reversible:ReversibleAdjoint",
+            "shine": "deqflow.implicit.shine:Shine",
+            "truncated_neumann": "deqflow.implicit.truncated:TruncatedNeumann",
+            "unrolled": "deqflow.implicit.unrolled:Unrolled",
         },
     ),
     "linear": _Family(
         "deqflow.implicit.linear:LinearSolver",
         "how a linear system is solved, matrix-free",
         {
+            "bicgstab": "deqflow.implicit.bicgstab:BiCGStab",
+            "dense": "deqflow.implicit.dense:Dense",
+            "fixed_point": "deqflow.implicit.stationary:LinearFixedPoint",
             "gmres": "deqflow.implicit.gmres:GMRES",
+            "neumann": "deqflow.implicit.stationary:Neumann",
         },
     ),
     "optim": _Family(

@@ -41,6 +41,7 @@ class DEQ(nnx.Module):
     """
 
     def __init__(self, cell: Callable[..., State], solver: Solver = Anderson(), gradient: Gradient = Implicit()) -> None:
+        gradient.check(solver)
         self.cell = cell
         self.solver = solver
         self.gradient = gradient

@@ -9,8 +9,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from deqflow.implicit.solver import Iterate, Solver
-from deqflow.implicit.trees import Map, Vectors, accumulator, combine, dot
+from deqflow.implicit.trees import Map, Vectors, accumulator, combine, dot, norm
 from deqflow.registry import Range
+
+# The history is cleared when the residual has found no new minimum for this many steps, or for half of a longer history.
+_PATIENCE = 8
 
 
 class _State(NamedTuple):
@@ -20,6 +23,8 @@ class _State(NamedTuple):
     residuals: Float[Array, "batch m n"]  # differences of successive residuals, a ring buffer
     images: Float[Array, "batch m n"]  # differences of successive damped images z + damping (f(z) - z)
     gram: Float[Array, "batch m m"]  # of `residuals`
+    lowest: Float[Array, " batch"]  # the smallest residual since the history was last cleared
+    since: Int[Array, " batch"]  # steps since then
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +66,8 @@ class Anderson(Solver):
         buffer = jnp.repeat(jnp.zeros_like(z0)[:, None], self.history, axis=1)
         gram = jnp.zeros((z0.shape[0], self.history, self.history), accumulator(z0.dtype))
         # Pretending that f(z0) = z0 makes the first proposal z0 itself.
-        return _State(jnp.zeros((), jnp.int32), z0, z0, buffer, buffer, gram)
+        number = gram[:, 0, 0]
+        return _State(jnp.zeros((), jnp.int32), z0, z0, buffer, buffer, gram, number + jnp.inf, number.astype(jnp.int32))
 
     def step(self, f: Map, state: _State) -> _State:
         r = state.f - state.z
@@ -72,13 +78,21 @@ class Anderson(Solver):
         # The difference to the pretended first residual is no difference of residuals: leave the buffer empty then.
         change = jnp.where(state.taken > 0, (fz - z) - r, 0)
         moved = jnp.where(state.taken > 0, z - state.z, 0)
+        size = norm(fz - z)
+        lower = size < state.lowest
+        since = jnp.where(lower, 0, state.since + 1)
+        # Clearing the history makes the next step one of plain iteration.
+        clear = since > max(_PATIENCE, self.history // 2)
+
         slot = (state.taken - 1) % self.history
         residuals = lax.dynamic_update_index_in_dim(state.residuals, change, slot, 1)
         images = lax.dynamic_update_index_in_dim(state.images, moved + self.damping * change, slot, 1)
         row = dot(residuals, change)
         gram = lax.dynamic_update_index_in_dim(state.gram, row, slot, 1)
         gram = lax.dynamic_update_index_in_dim(gram, row, slot, 2)
-        return _State(state.taken + 1, z, fz, residuals, images, gram)
+        gram = jnp.where(clear[:, None, None], 0, gram)
+        lowest = jnp.where(clear, jnp.inf, jnp.where(lower, size, state.lowest))
+        return _State(state.taken + 1, z, fz, residuals, images, gram, lowest, jnp.where(clear, 0, since))
 
     def value(self, state: _State) -> Iterate:
         return Iterate(state.z, state.f, jnp.full(state.z.shape[:1], state.taken))

@@ -1,29 +1,47 @@
 """Give a solution the derivative that the implicit function theorem assigns to it."""
 
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.core import eval_jaxpr
+from jaxtyping import Array, Bool
 
-from deqflow.implicit.linear import LinearSolver
 from deqflow.implicit.trees import Map, Vectors
 
+LinearSolve = Callable[[Map, Vectors], Vectors]
+"""`solve(matvec, b)`: an approximate or exact solution of `matvec(x) = b`."""
 
-def attach(F: Map, y: Vectors, linear: LinearSolver) -> Vectors:
+
+def attach(F: Map, y: Vectors, solve: LinearSolve, transpose_solve: LinearSolve | None = None) -> Vectors:
     """Return `y` unchanged, with the derivative of the solution of `F(y) = 0` with respect to all that `F` closes over.
 
         dy = -(∂F/∂y)⁻¹ ∂F
 
     It does not matter who found `y`. Forward and reverse mode, to any order: the tangent system goes through
     `custom_linear_solve`, so reverse mode solves the transposed system once.
+
+    Args:
+      F: the equation's left-hand side, treating every row by itself.
+      y: its solution.
+      solve: how `∂F/∂y x = b` is solved.
+      transpose_solve: how the transposed system is solved; like the other, if it is not given.
     """
 
-    def solve(matvec: Map, b: Vectors) -> Vectors:
-        return linear.solve_rows(matvec, b)[0]
-
     def tangent(matvec: Map, b: Vectors) -> Vectors:
-        return lax.custom_linear_solve(matvec, b, solve, transpose_solve=solve)
+        return lax.custom_linear_solve(matvec, b, solve, transpose_solve=transpose_solve or solve)
 
     return lax.custom_root(F, y, lambda _, y: y, tangent)
+
+
+def detach(failed: Bool[Array, " batch"], z: Vectors, attached: Callable[[Vectors], Vectors]) -> Vectors:
+    """`attached(z)` with failed rows cut off: they are linearised at a finite point, and contribute exactly zero to every gradient.
+
+    Masking the loss alone would leave 0 · NaN in the backward pass.
+    """
+    z = jnp.where(jnp.isfinite(z), z, 0)
+    return jnp.where(failed[:, None], z, attached(z))
 
 
 def freeze(f: Map, z: Vectors) -> Map:

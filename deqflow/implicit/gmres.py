@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from deqflow.implicit.linear import LinearSolver
+from deqflow.implicit.arnoldi import expand
+from deqflow.implicit.linear import LinearSolver, relative, widened
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, accumulator, combine, dot, norm
+from deqflow.implicit.trees import Map, Vectors, combine, norm
 from deqflow.registry import Range
 
 _RUNNING = -1
@@ -61,18 +62,14 @@ class GMRES(LinearSolver):
 
     restart: Annotated[int, Range(ge=1)] = 20
 
-    def solve_rows(self, matvec: Map, b: Vectors) -> tuple[Vectors, Stats]:
-        dtype = accumulator(b.dtype)
-        size = norm(b)
-        tolerance = self.atol + self.rtol * size
-
-        def apply(v: Vectors) -> Vectors:
-            return matvec(v.astype(b.dtype)).astype(dtype)
+    def solve_rows(self, matvec: Map, b: Vectors, *, tolerance: Float[Array, " batch"] | None = None) -> tuple[Vectors, Stats]:
+        size, goal = norm(b), self.goal(b, tolerance)
+        apply, right = widened(matvec, b)
 
         def cycle(c: _Cycles) -> _Cycles:
             running = c.status == _RUNNING
             length = norm(c.residual)
-            a = self._arnoldi(apply, c.residual, length, tolerance, running, self.max_steps - c.taken)
+            a = self._arnoldi(apply, c.residual, length, goal, running, self.max_steps - c.taken)
             y, image = _least_squares(a, length)
             x = c.x + combine(y, a.basis[:, :-1])
             # b - A x without another product: A V_m = V_{m+1} H.
@@ -82,7 +79,7 @@ class GMRES(LinearSolver):
             # A cycle that gains less than one part in a hundred will not be followed by one that gains more.
             stuck = ~usable | (remaining > 0.99 * length)
             status = jnp.select(
-                [usable & (remaining <= tolerance), ~jnp.isfinite(length), stuck],
+                [usable & (remaining <= goal), ~jnp.isfinite(length), stuck],
                 [Status.CONVERGED, Status.DIVERGED, Status.STAGNATED],
                 _RUNNING,
             )
@@ -94,9 +91,9 @@ class GMRES(LinearSolver):
                 steps=c.steps + a.columns,
             )
 
-        done = jnp.where(size <= tolerance, Status.CONVERGED, _RUNNING).astype(jnp.int32)
+        done = jnp.where(size <= goal, Status.CONVERGED, _RUNNING).astype(jnp.int32)
         zero = jnp.zeros(b.shape[:1], jnp.int32)
-        start = _Cycles(jnp.zeros((), jnp.int32), jnp.zeros_like(b, dtype), b.astype(dtype), done, zero)
+        start = _Cycles(jnp.zeros((), jnp.int32), jnp.zeros_like(right), right, done, zero)
         end = lax.while_loop(lambda c: jnp.any(c.status == _RUNNING) & (c.taken < self.max_steps), cycle, start)
         residual = norm(end.residual)
         stats = Stats(
@@ -104,7 +101,7 @@ class GMRES(LinearSolver):
             steps=end.steps,
             evaluations=end.steps,
             residual=residual,
-            relative_residual=jnp.where(residual == 0, 0, residual / jnp.where(size > 0, size, 1)),
+            relative_residual=relative(residual, size),
         )
         return end.x.astype(b.dtype), stats
 
@@ -120,7 +117,6 @@ class GMRES(LinearSolver):
         """Extend the basis from `residual` until every sample's least squares residual is within its tolerance."""
         m, dtype = self.restart, residual.dtype
         batch = residual.shape[0]
-        eps = float(jnp.finfo(dtype).eps)
         first = residual / jnp.where(length > 0, length, 1)[:, None]
         basis = jnp.pad(first[:, None], ((0, 0), (0, m), (0, 0)))
         start = _Arnoldi(
@@ -135,31 +131,21 @@ class GMRES(LinearSolver):
 
         def extend(a: _Arnoldi) -> _Arnoldi:
             j = a.taken
-            w = apply(lax.dynamic_index_in_dim(a.basis, j, 1, keepdims=False))
-            before = norm(w)
-            # Rows of the basis beyond j are zero, so the whole buffer may be used; the second pass restores orthogonality.
-            h = dot(a.basis, w)
-            w = w - combine(h, a.basis)
-            again = dot(a.basis, w)
-            w = w - combine(again, a.basis)
-            h, after = h + again, norm(w)
             # An invariant subspace: what is left is rounding, and the solution lies in the basis already.
-            closed = after <= 10 * eps * before
-            after = jnp.where(closed, 0, after)
-            w = w / jnp.where(closed, 1, after)[:, None]
-            column = jnp.where(jnp.arange(m + 1) == j + 1, after[:, None], h)
+            basis, column, after = expand(apply, a.basis, j)
+            closed = after == 0
             # Extending the left null vector by one entry gives the least squares residual: its norm is length / ‖null‖.
-            entry = jnp.where(closed, jnp.inf, -jnp.sum(a.null * h, axis=1) / jnp.where(closed, 1, after))
+            entry = jnp.where(closed, jnp.inf, -jnp.sum(a.null * column, axis=1) / jnp.where(closed, 1, after))
             null = jnp.where(jnp.arange(m + 1) == j + 1, entry[:, None], a.null)
             finished = length <= tolerance * jnp.linalg.norm(null, axis=1)
             keep = a.active[:, None]
             return _Arnoldi(
                 taken=j + 1,
-                basis=lax.dynamic_update_index_in_dim(a.basis, w, j + 1, 1),
+                basis=basis,
                 hessenberg=jnp.where(keep[:, :, None] & (jnp.arange(m) == j)[None, :, None], column[:, None], a.hessenberg),
                 null=jnp.where(keep, null, a.null),
                 columns=a.columns + a.active,
-                active=a.active & ~finished & ~closed & jnp.isfinite(before),
+                active=a.active & ~finished & ~closed & jnp.isfinite(after),
             )
 
         return lax.while_loop(lambda a: jnp.any(a.active) & (a.taken < jnp.minimum(m, budget)), extend, start)

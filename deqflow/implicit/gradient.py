@@ -2,15 +2,16 @@
 
 import abc
 import dataclasses
+import functools
+from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
 from deqflow.implicit import loop
-from deqflow.implicit.attach import attach, freeze
-from deqflow.implicit.gmres import GMRES
+from deqflow.implicit.attach import attach, detach, freeze
+from deqflow.implicit.bicgstab import BiCGStab
 from deqflow.implicit.linear import LinearSolver
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Precision, Solver
@@ -18,7 +19,15 @@ from deqflow.implicit.trees import Map, Vectors
 
 
 class Gradient(abc.ABC):
-    """How the solution of `f(z) = z` is found such that it differentiates."""
+    """How the solution of `f(z) = z` is found such that it differentiates.
+
+    Attributes:
+      solvers: the solvers that it works with.
+      through_steps: whether it differentiates the solver's own steps.
+    """
+
+    solvers: ClassVar[tuple[type[Solver], ...]] = (Solver,)
+    through_steps: ClassVar[bool] = False
 
     @abc.abstractmethod
     def solve(self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool) -> tuple[Vectors, Stats]:
@@ -26,6 +35,26 @@ class Gradient(abc.ABC):
 
         A failed sample gets a finite value and an exactly zero derivative.
         """
+
+    def check(self, solver: Solver) -> None:
+        """Raise `ValueError` unless this works with `solver`."""
+        name = type(solver).__name__
+        if not isinstance(solver, self.solvers):
+            wanted = " or ".join(kind.__name__ for kind in self.solvers)
+            raise ValueError(f"the gradient {type(self).__name__} works with the solver {wanted}, got {name}")
+        if self.through_steps and not solver.differentiable_steps:
+            raise ValueError(
+                f"the gradient {type(self).__name__} differentiates the solver's steps, and those of {name} do not; use Implicit"
+            )
+
+
+def solve_frozen(
+    solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool, keep: bool = False
+) -> loop.Solved:
+    """`loop.solve` with no derivative, everything that `f` closes over held constant."""
+    with jax.default_matmul_precision(solver.precision):
+        z0 = lax.stop_gradient(z0)
+        return loop.solve(solver, freeze(f, z0), z0, budget=budget, trace=trace, keep=keep)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,15 +81,12 @@ class Implicit(Gradient):
     Bai, Kolter and Koltun, "Deep equilibrium models", 2019.
     """
 
-    linear: LinearSolver = GMRES()
+    # Of all that were tried the least memory and time for the same reach: benchmarks/gradient_step.py, benchmarks/solvers.py.
+    linear: LinearSolver = BiCGStab()
     precision: Precision = "highest"
 
     def solve(self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool) -> tuple[Vectors, Stats]:
-        with jax.default_matmul_precision(solver.precision):
-            z0 = lax.stop_gradient(z0)
-            z, stats = loop.solve(solver, freeze(f, z0), z0, budget=budget, trace=trace)
-        # Linearise failed samples at a finite point, and cut them off behind it: masking the loss alone would leave 0 · NaN.
-        z = jnp.where(jnp.isfinite(z), z, 0)
+        solved = solve_frozen(solver, f, z0, budget=budget, trace=trace)
         with jax.default_matmul_precision(self.precision):
-            attached = attach(lambda z: f(z) - z, z, self.linear)
-        return jnp.where(stats.failed[:, None], z, attached), stats
+            attached = functools.partial(attach, lambda z: z - f(z), solve=self.linear.product)
+            return detach(solved.stats.failed, solved.value, attached), solved.stats

@@ -5,8 +5,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
 from deqflow.implicit.solution import Solution, Stats
-from deqflow.implicit.trees import Map, Vectors, as_floating, on_rows, rows
+from deqflow.implicit.trees import Map, Vectors, accumulator, as_floating, norm, on_rows, rows
 from deqflow.registry import Range, check_ranges
 
 T = TypeVar("T")
@@ -46,5 +49,30 @@ class LinearSolver(abc.ABC):
         return Solution(split(x), stats if batched else stats.single())
 
     @abc.abstractmethod
-    def solve_rows(self, matvec: Map, b: Vectors) -> tuple[Vectors, Stats]:
-        """`solve` for a matrix with one system per row; a zero row of `b` gives an exactly zero row."""
+    def solve_rows(self, matvec: Map, b: Vectors, *, tolerance: Float[Array, " batch"] | None = None) -> tuple[Vectors, Stats]:
+        """`solve` for a matrix with one system per row; a zero row of `b` gives an exactly zero row.
+
+        Args:
+          matvec: a linear function that treats every row by itself.
+          b: right-hand sides.
+          tolerance: the residual at which each row has converged, instead of what `atol` and `rtol` make of it.
+        """
+
+    def product(self, matvec: Map, b: Vectors) -> Vectors:
+        """`A⁻¹ b` alone."""
+        return self.solve_rows(matvec, b)[0]
+
+    def goal(self, b: Vectors, tolerance: Float[Array, " batch"] | None) -> Float[Array, " batch"]:
+        """The residual at which each row of `b` has converged."""
+        return self.atol + self.rtol * norm(b) if tolerance is None else tolerance
+
+
+def widened(matvec: Map, b: Vectors) -> tuple[Map, Vectors]:
+    """`matvec` and `b` for a method that keeps its own vectors in at least float32."""
+    wide = accumulator(b.dtype)
+    return lambda v: matvec(v.astype(b.dtype)).astype(wide), b.astype(wide)
+
+
+def relative(residual: Float[Array, " batch"], size: Float[Array, " batch"]) -> Float[Array, " batch"]:
+    """`residual / size`, 0 for no residual and the residual itself for no size."""
+    return jnp.where(residual == 0, 0, residual / jnp.where(size > 0, size, 1))

@@ -65,10 +65,12 @@ class Solution(Generic[T]):
     Attributes:
       value: the solution, a pytree like the initial guess.
       stats: `Stats`, one entry per sample.
+      aux: what the function returned beside its value there, with `has_aux=True`.
     """
 
     value: T
     stats: Stats
+    aux: Any = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.value, self.stats))

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Array, Int
 
@@ -39,7 +39,10 @@ class Solver(abc.ABC):
       rtol: relative tolerance.
       max_steps: the largest number of steps, fixed when compiling; `budget` lowers it at run time.
       precision: how the matrix products inside `f` are computed while solving.
+      differentiable_steps: whether `step` differentiates in reverse mode, so that it may be unrolled.
     """
+
+    differentiable_steps: ClassVar[bool] = True
 
     atol: Annotated[float, Range(ge=0)] = 0.0
     rtol: Annotated[float, Range(ge=0)] = 1e-4

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 T = TypeVar("T")
 
@@ -109,11 +109,17 @@ def dot(a: Float[Array, "batch *m n"], b: Vectors) -> Float[Array, "batch *m"]:
 
 
 def norm(a: Vectors) -> Float[Array, " batch"]:
-    """Per-sample Euclidean norms."""
-    return jnp.sqrt(dot(a, a))
+    """Per-sample Euclidean norms; the derivative of that of zero is zero."""
+    square = dot(a, a)
+    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
 def combine(weights: Float[Array, "batch m"], a: Float[Array, "batch m n"]) -> Vectors:
     """Per-sample linear combinations `Σ_j weights_j a_j`."""
     total = jnp.einsum("bm,bmn->bn", weights, a, precision="highest", preferred_element_type=accumulator(a.dtype))
     return total.astype(a.dtype)
+
+
+def select(rows: Bool[Array, " batch"], a: T, b: T) -> T:
+    """Per sample, the rows of `a` where `rows` holds and those of `b` elsewhere; scalars, which samples share, are those of `a`."""
+    return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b) if a.ndim else a, a, b)

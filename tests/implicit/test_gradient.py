@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from deqflow.implicit import GMRES, Anderson, Implicit, Picard, Solver, Status, fixed_point
+from deqflow.implicit import GMRES, Anderson, Broyden, Implicit, Newton, Picard, Solver, Status, fixed_point
 
 TIGHT = Implicit(linear=GMRES(rtol=1e-13, restart=30, max_steps=300))
 
@@ -37,9 +37,10 @@ reference = loss_of(unrolled)
 
 
 @pytest.mark.parametrize("radius", [0.9, 1.5])
-def test_against_the_dense_solution(x64, matrix, normal, radius):
+@pytest.mark.parametrize("solver", [Anderson(history=16), Broyden(memory=40), Newton()], ids=["anderson", "broyden", "newton"])
+def test_against_the_dense_solution(x64, matrix, normal, radius, solver):
     A, b, c = matrix(radius, n=16), normal(4, 16), normal(4, 16, seed=3)
-    solver = Anderson(history=16, rtol=1e-13, max_steps=300)
+    solver = dataclasses.replace(solver, rtol=1e-13, max_steps=300)
 
     def loss(A, b):
         return jnp.sum(c * fixed_point(lambda z: z @ A.T + b, jnp.zeros_like(b), solver=solver, gradient=TIGHT).value)

