@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +12,15 @@ from typing import Any
 
 import deqflow
 from deqflow.registry import UserError
+from deqflow.train.signals import exit_at_once
 
 # What a command needs is imported when it runs, so that `--help` and a mistake in a config answer at once.
+
+_TRAIN = {
+    *("array_record", "grain", "importlib_resources", "matplotlib", "orbax", "PIL", "pydantic", "rich", "ruamel", "sklearn"),
+    *("tensorboardX", "tensorflow_datasets"),
+}
+"""The packages that come with `deqflow[train]`, by the names they are imported under."""
 
 _EXAMPLES = """examples:
   deqflow train configs/digits_deq.yaml
@@ -33,10 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:  # overrides that stand behind an option
         parsed.overrides = [*parsed.overrides, *rest]
     try:
-        return parsed.function(parsed)
+        with exit_at_once():
+            code = parsed.function(parsed)
+            sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _TRAIN:
+            raise
+        print(f"error: `deqflow {parsed.command}` needs the package {package}: pip install 'deqflow[train]'", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; what is left must not be written when Python ends either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -84,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("sample", _sample, "draw from a trained density", "Draw samples from the density model of RUN; save them and a picture.")
     takes_run(sub)
     sub.add_argument("-n", type=_positive, default=64, metavar="N", help="how many (default: %(default)s)")
-    sub.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
+    sub.add_argument("--seed", type=_seed, default=0, help="of the random numbers (default: %(default)s)")
     sub.add_argument("--out", metavar="FILE", help="the .npy file to write, with a .png beside it (default: RUN/samples.npy)")
 
     sub = command(
@@ -102,8 +124,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _positive(text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    if not 1 <= number < 2**31:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 2^31 - 1, got {text}")
+    return number
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 2^32 - 1, got {text}")
     return number
 
 
@@ -111,12 +140,20 @@ def _train(arguments: argparse.Namespace) -> int:
     from deqflow.config import load
 
     config = load(arguments.config, arguments.overrides)  # before anything heavy is imported
+    if not arguments.quiet and sys.stderr.isatty():
+        print("loading JAX ...", file=sys.stderr)
     from deqflow.train import run
 
     result = run(config, arguments.run, resume=arguments.resume, quiet=arguments.quiet)
     if result.interrupted is not None:
-        again = " ".join(["deqflow train", arguments.config, *arguments.overrides, "--run", str(result.directory), "--resume"])
-        print(f"interrupted after step {result.step}, which is saved; go on with: {again}", file=sys.stderr)
+        words = ["deqflow", "train", arguments.config, *arguments.overrides, "--run", str(result.directory), "--resume"]
+        if result.step:
+            how = f"interrupted after step {result.step}, which is saved; go on with: {shlex.join(words)}"
+        elif result.directory.exists():  # a run that was resumed before its first checkpoint
+            how = f"interrupted before the first step; go on with: {shlex.join(words)}"
+        else:
+            how = "interrupted before the first step; nothing was saved"
+        print(how, file=sys.stderr)
         return 128 + result.interrupted
     print(_numbers(result.test, "test"))
     if result.seconds:

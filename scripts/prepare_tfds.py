@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Prepare a data set of TensorFlow Datasets on disk, once, so that training reads it without TensorFlow.
 
-    pip install 'deqflow[prepare]'                                   # TensorFlow, which encodes the images
+    pip install '.[prepare]'                                         # TensorFlow, which encodes the images
     python scripts/prepare_tfds.py mnist                             # downloads the official files
     python scripts/prepare_tfds.py mnist --files ~/Downloads/mnist   # offline: takes the official files from a directory
 
@@ -28,9 +28,13 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.files is not None and not Path(arguments.files).expanduser().is_dir():
         return _fail(f"--files: there is no directory {arguments.files}")
-    missing = [name for name in ("tensorflow", "tensorflow_datasets") if importlib.util.find_spec(name) is None]
+    missing = [
+        name
+        for name in ("tensorflow", "tensorflow_datasets", "importlib_resources", "array_record")
+        if importlib.util.find_spec(name) is None
+    ]
     if missing:
-        return _fail(f"preparing a data set needs {' and '.join(missing)}: pip install 'deqflow[prepare]'")
+        return _fail(f"preparing a data set needs {' and '.join(missing)}: pip install '.[prepare]' in the checkout")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     return prepare(arguments.name, Path(arguments.data_dir).expanduser(), arguments.files)
 

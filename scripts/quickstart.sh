@@ -6,4 +6,5 @@ set -euo pipefail
 # shellcheck source=scripts/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare train
+echo "deqflow train configs/digits_deq.yaml $*" >&2 # JAX takes seconds to load, and says nothing meanwhile
 exec "$venv/bin/deqflow" train configs/digits_deq.yaml "$@"

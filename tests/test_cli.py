@@ -1,7 +1,10 @@
 """The `deqflow` program: what it prints, its exit codes, and every mistake a user may make."""
 
+import codecs
+import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +18,7 @@ import pytest
 
 from deqflow.cli import main
 from deqflow.config import parse
-from deqflow.train import run
+from deqflow.train import Result, run
 
 CONFIG = """
 seed: 3
@@ -62,6 +65,7 @@ def refused(capsys, here, *arguments):
     assert captured.err.startswith("error: ")
     assert captured.err.count("error:") == 1
     assert "Traceback" not in captured.err
+    assert all(line.startswith(("error: ", "  ")) for line in captured.err.splitlines())
     assert contents(here) == before
     return captured.err
 
@@ -145,20 +149,55 @@ def test_run_directory_below_a_file(here, capsys):
     assert "good.yaml is a file" in refused(capsys, here, "train", "good.yaml", "--run", "good.yaml/run")
 
 
+@contextlib.contextmanager
+def nobody():
+    """Permissions mean nothing to root, so be someone else for a moment."""
+    codecs.lookup("utf-8-sig")  # which Python loads when it is first used, from where others may not read
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
 def test_no_permission_to_write(capsys):
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
         here = Path(folder)
         here.chmod(0o755)
         (here / "good.yaml").write_text(CONFIG)
         (here / "locked").mkdir(mode=0o555)
-        user = os.geteuid()
-        if user == 0:  # root may write anywhere, so be someone else for a moment
-            os.seteuid(65534)
-        try:
+        with nobody():
             message = refused(capsys, here, "train", str(here / "good.yaml"), "--run", str(here / "locked" / "run"))
-        finally:
-            os.seteuid(user)
     assert "no permission to write in" in message
+
+
+def test_what_may_not_be_entered(capsys, trained):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
+        here = Path(folder)
+        (here / "good.yaml").write_text(CONFIG)
+        shutil.copytree(trained, here / "run")
+        for path in [here, *here.rglob("*")]:
+            path.chmod(0o755)
+        (here / "locked").mkdir(mode=0)
+        (here / "run" / "checkpoints").chmod(0)
+        for arguments in (
+            ["train", f"{here}/good.yaml", "--run", f"{here}/locked/run"],
+            ["eval", f"{here}/locked/run"],
+            ["eval", f"{here}/run"],
+        ):
+            with nobody():
+                assert main(arguments) == 2
+            error = capsys.readouterr().err
+            assert error.startswith("error: cannot ")
+            assert "Permission denied" in error
+            assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["train", "good.yaml", "--run"], ["eval"], ["sample"]])
+def test_a_name_that_is_too_long(command, here, capsys):
+    assert "File name too long" in refused(capsys, here, *command, "a" * 300)
 
 
 @pytest.mark.parametrize("command", ["eval", "sample"])
@@ -214,7 +253,11 @@ def test_an_implicit_classifier_reports_its_solver_and_has_no_samples(here, caps
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train"], ["fly"], ["train", "c.yaml", "--fly"], ["sample", "run", "-n", "0"], ["eval", "r", "--split", "tset"]]
+    "arguments",
+    [
+        *(["train"], ["fly"], ["train", "c.yaml", "--fly"], ["eval", "r", "--split", "tset"]),
+        *(["sample", "run", *words] for words in (["-n", "0"], ["-n", "3000000000"], ["--seed", "99999999999999999999"], ["--seed", "-1"])),
+    ],
 )
 def test_wrong_command_lines(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -301,6 +344,56 @@ def test_ctrl_c_saves_and_exits_with_130(here):
     assert "go on with: deqflow train good.yaml train.steps=100000 --run run --resume" in error
     step = int(error.partition("interrupted after step ")[2].split(",")[0])
     assert (here / "run" / "checkpoints" / str(step)).is_dir()
+
+
+def test_ctrl_c_while_libraries_are_loaded(here):
+    with start("train", "good.yaml", cwd=here) as process:
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error) == (130, "", "interrupted\n")
+    assert not (here / "runs").exists()
+
+
+def test_what_to_go_on_with_can_be_pasted(here, capsys, monkeypatch):
+    result = Result(here / "my run", 3, None, {}, 1.0, (), signal.SIGTERM)
+    monkeypatch.setattr("deqflow.train.run", lambda *arguments, **named: result, raising=False)
+    assert main(["train", "good.yaml", "data={kind: moons, batch_size: 8}", "--quiet"]) == 143
+    words = shlex.split(capsys.readouterr().err.partition("go on with: ")[2])
+    assert words == ["deqflow", "train", "good.yaml", "data={kind: moons, batch_size: 8}", "--run", str(here / "my run"), "--resume"]
+
+
+MISSING = [
+    *(("list", "pydantic"), ("schema", "pydantic"), ("train good.yaml", "ruamel"), ("check good.yaml", "pydantic")),
+    *(("eval run", "matplotlib"), ("sample run", "pydantic")),
+]
+
+
+@pytest.mark.parametrize("command, package", MISSING)
+def test_a_plain_installation_names_the_extra(command, package, here):
+    """`pip install deqflow` brings the layers; the commands need more."""
+    code = f"import sys; sys.modules[{package!r}] = None; from deqflow.cli import main; sys.exit(main({command.split()!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"error: `deqflow {command.split()[0]}` needs the package {package}: pip install 'deqflow[train]'\n"
+
+
+@pytest.mark.parametrize("command", [["train", "good.yaml"], ["eval", "run"], ["check", "good.yaml"]])
+def test_no_device(command, here, trained):
+    shutil.copytree(trained, here / "run")
+    done = subprocess.run(
+        [sys.executable, "-m", "deqflow.cli", *command], capture_output=True, text=True, cwd=here, timeout=60,
+        env={**os.environ, "JAX_PLATFORMS": "no_such_device"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: JAX finds no device to compute on; JAX_PLATFORMS is 'no_such_device'")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away(here):
+    with start("schema", cwd=here) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
 
 
 def test_a_mistake_as_a_process(here):

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from deqflow.implicit.solver import Iterate, Solver
-from deqflow.implicit.trees import Map, Vectors, accumulator, combine, dot, norm
+from deqflow.implicit.trees import Map, Vectors, accumulator, combine, dot, norm, per_row, per_sample
 from deqflow.registry import Range
 
 # The history is cleared when the residual has found no new minimum for this many steps, or for half of a longer history.
@@ -64,7 +64,7 @@ class Anderson(Solver):
     def init(self, z0: Vectors) -> _State:
         # Derived from z0, so that the buffers are sharded as it is.
         buffer = jnp.repeat(jnp.zeros_like(z0)[:, None], self.history, axis=1)
-        gram = jnp.zeros((z0.shape[0], self.history, self.history), accumulator(z0.dtype))
+        gram = per_row(z0, jnp.zeros((self.history, self.history)), accumulator(z0.dtype))
         # Pretending that f(z0) = z0 makes the first proposal z0 itself.
         number = gram[:, 0, 0]
         return _State(jnp.zeros((), jnp.int32), z0, z0, buffer, buffer, gram, number + jnp.inf, number.astype(jnp.int32))
@@ -95,7 +95,7 @@ class Anderson(Solver):
         return _State(state.taken + 1, z, fz, residuals, images, gram, lowest, jnp.where(clear, 0, since))
 
     def value(self, state: _State) -> Iterate:
-        return Iterate(state.z, state.f, jnp.full(state.z.shape[:1], state.taken))
+        return Iterate(state.z, state.f, per_row(state.z, state.taken, jnp.int32))
 
     def _weights(self, gram: Float[Array, "batch m m"], target: Float[Array, "batch m"]) -> Float[Array, "batch m"]:
         """The regularised least squares solution γ; empty columns of the buffer get weight zero."""
@@ -105,6 +105,9 @@ class Anderson(Solver):
         unit = gram * scale[:, :, None] * scale[:, None, :]
         # Empty columns have a zero row here; a one on their diagonal keeps the matrix definite.
         lift = jnp.where(square > 0, floor + self.ridge, 1)
-        factor = jnp.linalg.cholesky(unit + lift[:, :, None] * jnp.eye(self.history, dtype=gram.dtype))
-        weights = jax.scipy.linalg.cho_solve((factor, True), (target * scale)[:, :, None])[:, :, 0]
-        return weights * scale
+        matrix = unit + lift[:, :, None] * jnp.eye(self.history, dtype=gram.dtype)
+        return per_sample(_solve_definite, matrix, target * scale) * scale
+
+
+def _solve_definite(matrix: Float[Array, "batch m m"], b: Float[Array, "batch m"]) -> Float[Array, "batch m"]:
+    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(matrix), True), b[:, :, None])[:, :, 0]

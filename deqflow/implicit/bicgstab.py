@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from deqflow.implicit.linear import LinearSolver, relative, widened
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, dot, norm
+from deqflow.implicit.trees import Map, Vectors, dot, norm, per_row
 
 _RUNNING = -1
 
@@ -111,7 +111,7 @@ class BiCGStab(LinearSolver):
                 checks=s.checks + claims,
             )
 
-        zero = jnp.zeros(b.shape[:1], jnp.int32)
+        zero = per_row(b, 0, jnp.int32)
         done = jnp.where(size <= goal, Status.CONVERGED, _RUNNING).astype(jnp.int32)
         none = jnp.zeros_like(right)
         start = _State(jnp.zeros((), jnp.int32), none, right, right, right, size**2, none, size, zero, done, zero, zero)

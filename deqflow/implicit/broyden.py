@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from deqflow.implicit.solver import Iterate, Solver
-from deqflow.implicit.trees import Map, Vectors, accumulator, combine, dot, norm
+from deqflow.implicit.trees import Map, Vectors, accumulator, combine, dot, norm, per_row
 from deqflow.registry import Range
 
 # A trial step is accepted when its residual is at most this many times the largest of the last few: Broyden's residuals are not
@@ -98,15 +98,15 @@ class Broyden(Solver):
     def init(self, z0: Vectors) -> _State:
         # Derived from z0, so that the buffers are sharded as it is.
         buffer = jnp.repeat(jnp.zeros_like(z0)[:, None], self.memory, axis=1)
-        number = jnp.zeros_like(z0, accumulator(z0.dtype), shape=z0.shape[:1])
-        gram = jnp.broadcast_to(number[:, None, None], (z0.shape[0], self.memory, self.memory))
-        age = jnp.full((z0.shape[0], self.memory), -1, jnp.int32)
+        real = accumulator(z0.dtype)
+        gram = per_row(z0, jnp.zeros((self.memory, self.memory)), real)
+        age = per_row(z0, jnp.full((self.memory,), -1), jnp.int32)
         return _State(
             taken=jnp.zeros((), jnp.int32),
             z=z0,
             f=z0,  # makes the first trial z0 itself
-            recent=jnp.repeat(number[:, None], _WINDOW, axis=1),
-            reach=number + jnp.inf,
+            recent=per_row(z0, jnp.zeros(_WINDOW), real),
+            reach=per_row(z0, jnp.inf, real),
             pairs=Pairs(buffer, buffer, gram, gram, age),
         )
 
@@ -137,7 +137,7 @@ class Broyden(Solver):
         )
 
     def value(self, state: _State) -> Iterate:
-        return Iterate(state.z, state.f, jnp.full(state.z.shape[:1], state.taken))
+        return Iterate(state.z, state.f, per_row(state.z, state.taken, jnp.int32))
 
 
 def _remember(pairs: Pairs, number: Int[Array, ""], step: Vectors, change: Vectors, length: Float[Array, " batch"]) -> Pairs:

@@ -10,15 +10,15 @@ from jaxtyping import Array, Float
 from deqflow.implicit.linear import LinearSolver, relative
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, accumulator, norm
+from deqflow.implicit.trees import Map, Vectors, accumulator, norm, per_row
 from deqflow.registry import Range
 
 
 def matrices(matvec: Map, like: Vectors) -> Float[Array, "batch n n"]:
     """The matrix of every row of `like`, by one product per dimension; in at least float32."""
     n = like.shape[1]
-    unit = lambda e: matvec(jnp.broadcast_to(e, like.shape).astype(like.dtype))  # noqa: E731
-    return jnp.moveaxis(jax.vmap(unit)(jnp.eye(n, dtype=like.dtype)), 0, 2).astype(accumulator(like.dtype))
+    columns = jax.vmap(lambda e: matvec(per_row(like, e, like.dtype)))(jnp.eye(n, dtype=like.dtype))
+    return jnp.moveaxis(columns, 0, 2).astype(accumulator(like.dtype))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,5 +62,5 @@ class Dense(LinearSolver):
         residual = jnp.where(usable, norm(right - jnp.einsum("bij,bj->bi", A, x, precision="highest")), size)
         finite = jnp.all(jnp.isfinite(A), axis=(1, 2)) | (size == 0)
         status = jnp.select([residual <= self.goal(b, tolerance), ~finite], [Status.CONVERGED, Status.DIVERGED], Status.STAGNATED)
-        count = jnp.full(b.shape[:1], n, jnp.int32)
+        count = per_row(b, n, jnp.int32)
         return x.astype(b.dtype), Stats(status.astype(jnp.int32), jnp.ones_like(count), count, residual, relative(residual, size))

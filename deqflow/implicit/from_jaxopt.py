@@ -12,7 +12,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
 from deqflow.implicit.solver import Iterate, Solver
-from deqflow.implicit.trees import Map, Vectors
+from deqflow.implicit.trees import Map, Vectors, per_row
 from deqflow.registry import Range
 
 Row = Float[Array, " n"]
@@ -241,7 +241,7 @@ def _advance(build: Build, f: Map, state: _State) -> _State:
 def _last(state: _State) -> Iterate:
     """The point evaluated last, as the function itself has noted it."""
     z, f = state.inner.aux
-    return Iterate(z, f, jnp.full(z.shape[:1], state.taken))
+    return Iterate(z, f, per_row(z, state.taken, jnp.int32))
 
 
 def _strong(tree: Any) -> Any:

@@ -12,7 +12,7 @@ from deqflow.implicit.arnoldi import expand
 from deqflow.implicit.linear import LinearSolver, relative, widened
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, combine, norm
+from deqflow.implicit.trees import Map, Vectors, combine, norm, per_row, per_sample
 from deqflow.registry import Range
 
 _RUNNING = -1
@@ -92,7 +92,7 @@ class GMRES(LinearSolver):
             )
 
         done = jnp.where(size <= goal, Status.CONVERGED, _RUNNING).astype(jnp.int32)
-        zero = jnp.zeros(b.shape[:1], jnp.int32)
+        zero = per_row(b, 0, jnp.int32)
         start = _Cycles(jnp.zeros((), jnp.int32), jnp.zeros_like(right), right, done, zero)
         end = lax.while_loop(lambda c: jnp.any(c.status == _RUNNING) & (c.taken < self.max_steps), cycle, start)
         residual = norm(end.residual)
@@ -116,16 +116,15 @@ class GMRES(LinearSolver):
     ) -> _Arnoldi:
         """Extend the basis from `residual` until every sample's least squares residual is within its tolerance."""
         m, dtype = self.restart, residual.dtype
-        batch = residual.shape[0]
         first = residual / jnp.where(length > 0, length, 1)[:, None]
         basis = jnp.pad(first[:, None], ((0, 0), (0, m), (0, 0)))
         start = _Arnoldi(
             taken=jnp.zeros((), jnp.int32),
             basis=basis,
             # Columns never reached stay unit vectors, which the least squares then give weight zero.
-            hessenberg=jnp.broadcast_to(jnp.eye(m, m + 1, 1, dtype=dtype), (batch, m, m + 1)),
-            null=jnp.broadcast_to(jnp.eye(1, m + 1, dtype=dtype), (batch, m + 1)),
-            columns=jnp.zeros((batch,), jnp.int32),
+            hessenberg=per_row(residual, jnp.eye(m, m + 1, 1), dtype),
+            null=per_row(residual, jnp.eye(1, m + 1)[0], dtype),
+            columns=per_row(residual, 0, jnp.int32),
             active=running,
         )
 
@@ -154,7 +153,11 @@ class GMRES(LinearSolver):
 def _least_squares(a: _Arnoldi, length: Float[Array, " batch"]) -> tuple[Float[Array, "batch m"], Float[Array, "batch m+1"]]:
     """`y = argmin ‖length e₁ - H y‖` for every sample's Hessenberg matrix, and `H y`."""
     h = jnp.swapaxes(a.hessenberg, 1, 2)
-    q, r = jnp.linalg.qr(h)
-    # A column that the basis already spans leaves a zero on the diagonal where A is singular; dividing by it is caught later.
-    y = jax.scipy.linalg.solve_triangular(r, length[:, None, None] * q[:, :1, :].swapaxes(1, 2))[:, :, 0]
+
+    def solve(h: Float[Array, "batch m+1 m"], length: Float[Array, " batch"]) -> Float[Array, "batch m"]:
+        q, r = jnp.linalg.qr(h)
+        # A column that the basis already spans leaves a zero on the diagonal where A is singular; dividing by it is caught later.
+        return jax.scipy.linalg.solve_triangular(r, length[:, None, None] * q[:, :1, :].swapaxes(1, 2))[:, :, 0]
+
+    y = per_sample(solve, h, length)
     return y, jnp.einsum("bij,bj->bi", h, y, precision="highest")

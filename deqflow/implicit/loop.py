@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Solver
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, accumulator, norm, select
+from deqflow.implicit.trees import Map, Vectors, accumulator, norm, per_row, select
 
 _RUNNING = -1
 
@@ -81,7 +81,7 @@ def solve(
     batch = z0.shape[0]
     real = accumulator(z0.dtype)
     limit = solver.max_steps if budget is None else jnp.minimum(budget, solver.max_steps)
-    infinite, zero = jnp.full((batch,), jnp.inf, real), jnp.zeros((batch,), jnp.int32)
+    infinite, zero = per_row(z0, jnp.inf, real), per_row(z0, 0, jnp.int32)
     start = _Progress(
         taken=jnp.zeros((), jnp.int32),
         state=(initial := solver.init(z0)),
@@ -93,7 +93,7 @@ def solve(
         progress=zero,
         ceiling=infinite,
         stats=Stats(
-            status=jnp.full((batch,), _RUNNING, jnp.int32),
+            status=per_row(z0, _RUNNING, jnp.int32),
             steps=zero,
             evaluations=zero,
             residual=infinite,

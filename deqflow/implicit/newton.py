@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from deqflow.implicit.gmres import GMRES
 from deqflow.implicit.linear import LinearSolver
 from deqflow.implicit.solver import Iterate, Solver
-from deqflow.implicit.trees import Map, Vectors, accumulator, norm
+from deqflow.implicit.trees import Map, Vectors, accumulator, norm, per_row
 from deqflow.registry import Range
 
 # Eisenstat and Walker's second choice of the forcing term, with their safeguard, and the bounds that Kelley's book gives it.
@@ -68,7 +68,7 @@ class Newton(Solver):
     refresh: Annotated[int, Range(ge=1)] = 1
 
     def init(self, z0: Vectors) -> _State:
-        number = jnp.zeros_like(z0, accumulator(z0.dtype), shape=z0.shape[:1])
+        number = per_row(z0, 0, accumulator(z0.dtype))
         # Pretending that f(z0) = z0 makes the first trial z0 itself.
         none = jnp.zeros_like(z0)
         return _State(jnp.zeros((), jnp.int32), z0, z0, number, z0, none, number, number, number.astype(jnp.int32))

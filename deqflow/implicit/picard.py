@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from deqflow.implicit.solver import Iterate, Solver
-from deqflow.implicit.trees import Map, Vectors
+from deqflow.implicit.trees import Map, Vectors, per_row
 from deqflow.registry import Range
 
 
@@ -51,4 +51,4 @@ class Picard(Solver):
         return _State(state.taken + 1, z, f(z))
 
     def value(self, state: _State) -> Iterate:
-        return Iterate(state.z, state.f, jnp.full(state.z.shape[:1], state.taken))
+        return Iterate(state.z, state.f, per_row(state.z, state.taken, jnp.int32))

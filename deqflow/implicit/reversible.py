@@ -14,7 +14,7 @@ from deqflow.implicit.attach import detach
 from deqflow.implicit.gradient import Gradient, solve_frozen
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Iterate, Precision, Solver
-from deqflow.implicit.trees import Map, Vectors
+from deqflow.implicit.trees import Map, Vectors, per_row
 from deqflow.registry import Range
 
 
@@ -64,7 +64,7 @@ class Reversible(Solver):
         return _State(state.taken + 1, y, z, image)
 
     def value(self, state: _State) -> Iterate:
-        return Iterate(state.y, state.image, jnp.full(state.y.shape[:1], 2 * state.taken))
+        return Iterate(state.y, state.image, per_row(state.y, 2 * state.taken, jnp.int32))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jax.sharding import AxisType, PartitionSpec, auto_axes
+from jaxtyping import Array, Bool, Float, Shaped
 
 T = TypeVar("T")
 
@@ -123,3 +124,22 @@ def combine(weights: Float[Array, "batch m"], a: Float[Array, "batch m n"]) -> V
 def select(rows: Bool[Array, " batch"], a: T, b: T) -> T:
     """Per sample, the rows of `a` where `rows` holds and those of `b` elsewhere; scalars, which samples share, are those of `a`."""
     return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b) if a.ndim else a, a, b)
+
+
+def per_row(like: Vectors, value: Any, dtype: Any) -> Shaped[Array, "batch *m"]:
+    """`value` once for every row of `like`, and sharded over devices as its rows are, where arrays made from nothing would not be."""
+    value = jnp.asarray(value, dtype)
+    zero = jnp.sum(jnp.zeros_like(like, dtype), axis=1, dtype=dtype)
+    return jnp.expand_dims(zero, tuple(range(1, 1 + value.ndim))) + value
+
+
+def per_sample(function: Callable[..., Array], *arrays: Shaped[Array, "batch ..."]) -> Array:
+    """`function(*arrays)`, for a function that keeps the batch axis, with explicit mesh axes left to the compiler meanwhile.
+
+    JAX's factorisations of small matrices cannot be traced over such axes otherwise.
+    """
+    sharding = jax.typeof(arrays[0]).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return function(*arrays)
+    batch = PartitionSpec(sharding.spec[0])
+    return auto_axes(function, axes=sharding.mesh.axis_names, out_sharding=batch)(*arrays)

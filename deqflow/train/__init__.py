@@ -9,12 +9,12 @@ from typing import Any
 
 _EXPORTS = {
     "Check": "sizing",
-    "Result": "loop",
+    "Result": "running",
     "SavedRun": "saved",
     "TrainSettings": "settings",
     "check": "sizing",
     "load": "saved",
-    "run": "loop",
+    "run": "running",
 }
 
 

@@ -1,21 +1,25 @@
-"""Checkpoints on disk. Everything that deqflow knows of Orbax is in this file."""
+"""Checkpoints on disk. Everything that deqflow knows of Orbax is in this file and in `orbax_reports.py`."""
 
-import contextlib
 import dataclasses
+import errno
 import logging
-import sys
-import time
-from collections.abc import Iterator, Sequence
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as orbax
 
 from deqflow.registry import UserError
+from deqflow.train.machine import is_out_of_memory
+from deqflow.train.orbax_reports import Reports
 from deqflow.train.state import Leaves, Shapes
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,24 +37,6 @@ class Record:
     stale: int = 0
 
 
-@contextlib.contextmanager
-def _stragglers_ignored() -> Iterator[None]:
-    """Ignore the reads that end after one of them has failed.
-
-    Orbax closes its event loop at the first failure; each read that is still under way then reports a closed loop from its thread,
-    which Python would print, though the failure itself is raised.
-    """
-    before = sys.unraisablehook
-    sys.unraisablehook = lambda report: None if isinstance(report.exc_value, RuntimeError) else before(report)
-    try:
-        yield
-    except Exception:
-        time.sleep(0.5)
-        raise
-    finally:
-        sys.unraisablehook = before
-
-
 class Checkpoints:
     """The checkpoints of one run, `directory/STEP`, written in the background and complete or absent.
 
@@ -59,41 +45,81 @@ class Checkpoints:
     Args:
       directory: created if it is missing.
       keep: how many of the newest stay.
+      clean: remove what a killed run left half-written; not for one who only reads, as the run may be under way.
+
+    Raises:
+      OSError: if the directory cannot be read or made.
     """
 
-    def __init__(self, directory: Path, keep: int = 2) -> None:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each file; errors are raised anyway
+    def __init__(self, directory: Path, keep: int = 2, *, clean: bool = False) -> None:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each file
         self.directory = directory.resolve()
+        self._reports = Reports()
+        self._writing: tuple[int, Any] | None = None  # the step on its way to the disk, and Orbax's promise
         self._preserve = _NewestAndBest(keep)
         every = orbax.training.save_decision_policies.FixedIntervalPolicy(1)
-        self._orbax = orbax.training.Checkpointer(
-            str(self.directory),
-            save_decision_policy=every,  # pyright: ignore[reportArgumentType]  # Orbax annotates it more narrowly than it is
-            preservation_policy=self._preserve,
-            cleanup_tmp_directories=True,
-        )
+        if clean:
+            self._remove_half_written()
+        # Of folders made in the background Orbax would wait for ever where they cannot be made.
+        context = orbax.Context(async_options=orbax.options.AsyncOptions(create_directories_asynchronously=False))
+        with self._reports:
+            self._orbax = orbax.training.Checkpointer(
+                str(self.directory),
+                context=context,
+                save_decision_policy=every,  # pyright: ignore[reportArgumentType]  # Orbax annotates it more narrowly than it is
+                preservation_policy=self._preserve,
+            )
 
     def __enter__(self) -> "Checkpoints":
+        self._reports.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._orbax.close()
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            self._close()
+            self._reports.__exit__(kind, error, trace)
 
     @property
     def steps(self) -> list[int]:
-        """The steps that are on disk, ascending."""
+        """The steps that are on disk or on their way there, ascending."""
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
     def save(self, leaves: Leaves, record: Record) -> None:
-        """Start to write the state; a step that is on disk already is left as it is."""
+        """Start to write the state; a step that is on disk already is left as it is.
+
+        Raises:
+          UserError: if it, or the one before, cannot be written.
+        """
+        self.wait()
         step = int(leaves["step"])
         if step in self.steps:
             return
         self._preserve.best = record.best_step
+        self._reports.clear()
         # On the CPU Orbax would read the very buffers that the next step reuses.
-        self._orbax.save_async(step, _copy(leaves), custom_metadata=dataclasses.asdict(record))
+        leaves = _copy(leaves)
+        promise, failure = self._attempt(lambda: self._orbax.save_async(step, leaves, custom_metadata=dataclasses.asdict(record)))
+        if failure is not None:
+            raise self._unsaved(step, failure)
+        self._writing = step, promise
 
-    @_stragglers_ignored()
+    def wait(self) -> None:
+        """Return once what was saved is on disk.
+
+        Raises:
+          UserError: if it could not be written.
+        """
+        if self._writing is None:
+            return
+        (step, promise), self._writing = self._writing, None
+        failure = self._attempt(promise.result)[1]
+        # Orbax does not raise every failure, but what is there under its own name is complete.
+        if failure is not None or not (self.directory / str(step)).is_dir():
+            raise self._unsaved(step, failure or self._reports.reason())
+
     def record(self) -> Record:
         """What the newest checkpoint remembers besides arrays.
 
@@ -101,34 +127,22 @@ class Checkpoints:
           UserError: if there is none, or it cannot be read.
         """
         step = self._existing(None)
-        try:
-            return _record(self._orbax.metadata(step))
-        except Exception as error:  # Orbax documents no exception types; any failure to read means the same to the user
-            raise self._unreadable(step, error) from error
+        return self._read(step, lambda: _record(self._orbax.metadata(step)))
 
-    @_stragglers_ignored()
     def restore(self, abstract: Shapes | None = None, step: int | None = None) -> tuple[Leaves, Record]:
         """Read the state of `step` (by default of the newest), of the shapes and types that `abstract` names.
 
         Raises:
           UserError: if there is no such checkpoint, it cannot be read, or it belongs to another model.
         """
+        self.wait()
         step = self._existing(step)
-        try:
-            metadata = self._orbax.metadata(step)
-            shapes = {name: (tuple(leaf.shape), jnp.dtype(leaf.dtype)) for name, leaf in metadata.metadata.items()}
-            record = _record(metadata)
-        except Exception as error:
-            raise self._unreadable(step, error) from error
+        shapes, record = self._read(step, lambda: _shapes_and_record(self._orbax.metadata(step)))
         if abstract is not None:
             _require_same(shapes, abstract, self.directory / str(step))
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=here) for name, (shape, dtype) in shapes.items()}
-        try:
-            leaves: Any = self._orbax.load(step, target)
-            jax.block_until_ready(leaves)
-        except Exception as error:
-            raise self._unreadable(step, error) from error
+        leaves: Any = self._read(step, lambda: jax.block_until_ready(self._orbax.load(step, target)))
         return _copy(leaves), record
 
     def _existing(self, step: int | None) -> int:
@@ -136,14 +150,50 @@ class Checkpoints:
             raise UserError(f"there is no checkpoint in {self.directory}; the run has not reached its first one")
         step = self.steps[-1] if step is None else step
         if step not in self.steps:
-            raise UserError(f"there is no checkpoint of step {step} in {self.directory}; there are {', '.join(map(str, self.steps))}")
+            raise UserError(
+                f"there is no checkpoint of step {step} in {self.directory}; there are {', '.join(map(str, self.steps))} (--step)"
+            )
         return step
 
-    def _unreadable(self, step: int, error: Exception) -> UserError:
+    def _attempt(self, act: Callable[[], T]) -> tuple[T | None, str | None]:
+        """What `act` gives, or why it failed: Orbax documents no exception types, and any failure on disk means the same to the user."""
+        try:
+            return act(), None
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            reason = self._reports.reason(error)
+        # Here `error`, which holds Orbax's unfinished work, is gone.
+        self._reports.collect()
+        return None, reason
+
+    def _read(self, step: int, act: Callable[[], T]) -> T:
+        self._reports.clear()
+        value, reason = self._attempt(act)
+        if reason is None:
+            return cast(T, value)
+        path = self.directory / str(step)
+        if reason == os.strerror(errno.EACCES):
+            raise UserError(f"the checkpoint {path} cannot be read: {reason}")
         others = [str(other) for other in self.steps if other != step]
         remedy = f"delete that folder to go on from step {others[-1]}" if others else "start the run anew in another folder"
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
-        return UserError(f"the checkpoint {self.directory / str(step)} cannot be read and is probably damaged; {remedy} ({reason[:200]})")
+        raise UserError(f"the checkpoint {path} cannot be read and is probably damaged; {remedy} ({reason})")
+
+    def _unsaved(self, step: int, reason: str) -> UserError:
+        return UserError(
+            f"the checkpoint of step {step} cannot be saved in {self.directory} ({reason}); see to free space and permissions there, "
+            "then go on by --resume"
+        )
+
+    def _close(self) -> None:
+        """Close Orbax; when a save has failed, the first attempt tells so once more, and only the second one ends its threads."""
+        if self._attempt(self._orbax.close)[1] is not None:
+            self._attempt(self._orbax.close)
+            self._remove_half_written()
+
+    def _remove_half_written(self) -> None:
+        for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 class _NewestAndBest(orbax.training.preservation_policies.PreservationPolicy):
@@ -163,7 +213,15 @@ _copy = jax.jit(lambda leaves: jax.tree.map(jnp.copy, leaves))
 
 
 def _record(metadata: Any) -> Record:
-    return Record(**(metadata.custom_metadata or {}))
+    if not metadata.custom_metadata:
+        raise ValueError("what it remembers besides arrays is missing")
+    return Record(**metadata.custom_metadata)
+
+
+def _shapes_and_record(metadata: Any) -> tuple[dict[str, tuple[tuple[int, ...], Any]], Record]:
+    if metadata.metadata is None:
+        raise ValueError("the list of its arrays is not readable")
+    return {name: (tuple(leaf.shape), jnp.dtype(leaf.dtype)) for name, leaf in metadata.metadata.items()}, _record(metadata)
 
 
 def _require_same(shapes: dict[str, tuple[tuple[int, ...], Any]], abstract: Shapes, where: Path) -> None:

@@ -40,7 +40,7 @@ def learning_curves(rows: Sequence[Row]) -> Figure:
     """Draw likelihood or loss, accuracy, solver steps and residual against the training step, as far as `rows` have them.
 
     Where there is a likelihood, the loss is left out: it is the same in another unit. Steps at which a number was not finite are marked
-    by red lines. The few worst values of a linear axis, those of the first steps, may lie outside the panel.
+    by red lines. Values of the first steps, and single steps of the training that stand out, may lie outside the panel.
 
     Args:
       rows: what `deqflow.train.metrics.read_rows` returns.
@@ -68,6 +68,7 @@ def learning_curves(rows: Sequence[Row]) -> Figure:
 
 def _draw(panel: _Panel, axes: Axes, rows: Sequence[Row]) -> None:
     drawn: list[float] = []
+    wanted: list[float] = []
     broken: set[float] = set()
     for split, colour in _COLOURS.items():
         for name, suffix in panel.names.items():
@@ -79,6 +80,7 @@ def _draw(panel: _Panel, axes: Axes, rows: Sequence[Row]) -> None:
             if not finite.any():
                 continue
             drawn += points[finite, 1].tolist()
+            wanted += _wanted(points[finite], split, panel.better)
             if split == "test":
                 value = points[finite, 1][-1]
                 text = f"test: {value:.4g}" if abs(value) >= 0.001 else f"test: {value:.1e}"
@@ -99,7 +101,9 @@ def _draw(panel: _Panel, axes: Axes, rows: Sequence[Row]) -> None:
         margin = max(1.2, math.sqrt(10 * low / high))  # one power of ten at least, so that small changes look small
         axes.set_ylim(low / margin, high * margin)
     elif drawn:
-        _limit(panel, axes, np.array(drawn))
+        low, high = min(wanted), max(wanted)
+        margin = 0.08 * max(high - low, 1e-3 * abs(high), 1e-9)
+        axes.set_ylim(low - margin, high + margin)
     # above the panel, where it hides no data
     axes.legend(
         loc="lower left",
@@ -113,9 +117,16 @@ def _draw(panel: _Panel, axes: Axes, rows: Sequence[Row]) -> None:
     )
 
 
-def _limit(panel: _Panel, axes: Axes, values: np.ndarray) -> None:
-    """Leave the worst tenth of the values out of the limits, so that the later differences can be seen."""
-    low = np.quantile(values, 0.1) if panel.better == "high" else values.min()
-    high = np.quantile(values, 0.9) if panel.better == "low" else values.max()
-    margin = 0.08 * max(high - low, 1e-3 * abs(high), 1e-9)
-    axes.set_ylim(low - margin, high + margin)
+def _wanted(points: np.ndarray, split: str, better: Literal["low", "high", "neither"]) -> list[float]:
+    """The values of one curve that must lie within the limits.
+
+    Of the validation and the test that is all but the first tenth of the steps, as they may get worse again; of the many values of
+    the training also the worst tenth may lie outside, where a single step stands out.
+    """
+    steps, values = points.T
+    if split != "test":
+        values = values[steps > 0.1 * steps.max()]
+    if split == "train" and better != "neither":
+        worst = np.quantile(values, 0.9 if better == "low" else 0.1)
+        values = np.clip(values, *((None, worst) if better == "low" else (worst, None)))
+    return values.tolist()

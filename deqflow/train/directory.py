@@ -1,12 +1,15 @@
 """The run directory: what a run leaves on disk, and where."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +54,27 @@ class RunDirectory:
         if not os.access(parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
             raise UserError(f"cannot make the run directory {self.path}: no permission to write in {parent}")
 
-    def create(self, config: Config) -> None:
-        """Make the directory, with its config and environment."""
+    @contextlib.contextmanager
+    def created(self, config: Config) -> Iterator[None]:
+        """Make the directory, with its config and environment; on leaving, remove it again if there is nothing in it to go on from."""
+        above = [folder for folder in self.path.absolute().parents if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._write("config.yaml", config.dump())
             self._write("env.json", json.dumps(environment(), indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot make the run directory {self.path}: {error.strerror}") from error
+            yield
+        finally:
+            if not self.begun:
+                shutil.rmtree(self.path, ignore_errors=True)
+                with contextlib.suppress(OSError):  # another run may have found a place there meanwhile
+                    for folder in above:
+                        folder.rmdir()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a step was trained and something of it is kept, numbers or a checkpoint."""
+        metrics = self.path / "metrics.jsonl"
+        return any(self.checkpoints.glob("[0-9]*")) or (metrics.is_file() and metrics.stat().st_size > 0)
 
     def config(self) -> Config:
         """The resolved config that the run was started with.
@@ -85,13 +101,25 @@ class RunDirectory:
     def result(self) -> dict[str, Any] | None:
         """What `finish` wrote, or `None` if the run is not finished."""
         done = self.path / "DONE"
-        return json.loads(done.read_text()) if done.is_file() else None
+        if not done.is_file():
+            return None
+        try:
+            result = json.loads(done.read_bytes())
+            if not isinstance(result, dict) or not result.keys() >= {"step", "selected_step", "test", "pictures"}:
+                raise ValueError("not the result of a run")
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError among them
+            raise UserError(f"{done} is damaged; delete it, and --resume will test the model anew ({error})") from error
+        return result
 
     def _write(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
         temporary = self.path / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, self.path / name)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def default_directory(name: str, *, resume: bool) -> RunDirectory:

@@ -1,155 +1,26 @@
-"""Training from a config to a finished run directory, in the order in which it happens."""
+"""The training loop, and the passes over a split around it."""
 
+import collections
 import contextlib
 import dataclasses
 import math
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
-from deqflow.config import Config, load, parse
 from deqflow.data.pipeline import eval_batches, train_batches
 from deqflow.data.source import Records
 from deqflow.registry import UserError
-from deqflow.train.assemble import assemble
 from deqflow.train.checkpoint import Checkpoints, Record
-from deqflow.train.curves import learning_curves
-from deqflow.train.directory import RunDirectory, default_directory
-from deqflow.train.metrics import MetricsWriter, read_rows
+from deqflow.train.metrics import MetricsWriter
 from deqflow.train.progress import Progress
 from deqflow.train.signals import StopRequest
 from deqflow.train.state import Leaves
 from deqflow.train.step import Program, Stream, random_key
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a call of `run` ended with.
-
-    Attributes:
-      directory: the run directory.
-      step: updates done.
-      selected_step: the step whose parameters were tested; `None` if the run was interrupted.
-      test: the task's numbers on the test split; empty if the run was interrupted.
-      seconds: time spent in training steps, validation and checkpoints of this call, compilation included.
-      pictures: the files that were drawn.
-      interrupted: the signal that stopped the run, or `None`.
-    """
-
-    directory: Path
-    step: int
-    selected_step: int | None
-    test: dict[str, float]
-    seconds: float
-    pictures: tuple[Path, ...]
-    interrupted: signal.Signals | None = None
-
-
-def run(
-    config: Config | Mapping[str, Any] | str | Path,
-    run_dir: str | Path | None = None,
-    *,
-    resume: bool = False,
-    overrides: Sequence[str] = (),
-    quiet: bool = False,
-    console: Console | None = None,
-) -> Result:
-    """Train what a config describes, evaluate it on the test split and draw its pictures.
-
-    The same as the command `deqflow train`.
-
-    Args:
-      config: a file, the same as nested dictionaries, or a loaded `Config`.
-      run_dir: where to write; by default `runs/NAME` after the file's name, numbered if that is taken.
-      resume: go on from the newest checkpoint in `run_dir`, if there is one; a finished run is returned as it is.
-      overrides: changes such as `"train.steps=100"`, for a file or dictionaries.
-      quiet: show no progress.
-      console: where progress is shown; standard error by default.
-
-    Returns:
-      The result; also after SIGINT or SIGTERM, with a checkpoint of the last step saved.
-
-    Raises:
-      UserError: for what the user can mend: a config, data or directory that does not fit, a damaged checkpoint, a loss that
-        is not finite.
-    """
-    if isinstance(config, (str, Path)):
-        config = load(config, overrides)
-    elif not isinstance(config, Config):
-        config = parse(config, overrides)
-    name = Path(config.files[0]).stem if config.files else "run"
-    directory = RunDirectory(Path(run_dir)) if run_dir is not None else default_directory(name, resume=resume)
-    if resume:
-        directory.require_same(config)
-        if (done := directory.result()) is not None:
-            return Result(
-                directory.path,
-                done["step"],
-                done["selected_step"],
-                done["test"],
-                0.0,
-                tuple(directory.path / picture for picture in done["pictures"]),
-            )
-    else:
-        directory.require_new()
-
-    # All that can be wrong with the config, the data or the model shows before anything is written.
-    assembly = assemble(config)
-    model = assembly.make_model()
-    program = assembly.program(model)
-    splits = {split: assembly.source.split(split) for split in ("train", "validation", "test")}
-    if not resume:
-        directory.create(config)
-
-    settings = program.settings
-    console = console or Console(stderr=True)
-    with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(directory.checkpoints, settings.keep))
-        if resume and checkpoints.steps:
-            state, record = checkpoints.restore(program.abstract)
-        else:
-            state, record = start(program, model, splits["train"], assembly.source.batch_size), Record()
-        begin = int(state["step"])
-        writer = stack.enter_context(MetricsWriter(directory.path, begin or None))
-        progress = stack.enter_context(Progress(settings.steps, begin, console, quiet))
-        if begin:
-            progress.message(f"resumed from the checkpoint of step {begin}")
-        batches = stack.enter_context(
-            contextlib.closing(train_batches(splits["train"], batch_size=assembly.source.batch_size, seed=config.seed, start=begin))
-        )
-        with StopRequest() as stop:
-            training = Training(program, splits["validation"], assembly.source.batch_size, writer, progress, checkpoints, stop)
-            state, record = training.fit(state, record, batches)
-        step = int(state["step"])
-        seconds = training.seconds
-        if stop.signal is not None:
-            return Result(directory.path, step, None, {}, seconds, (), stop.signal)
-
-        selected = record.best_step if settings.select == "best" and record.best_step is not None else step
-        with progress.pause("testing"):
-            if selected != step:
-                state, _ = checkpoints.restore(program.abstract, selected)
-            rows = evaluate_split(program, state, splits["test"], assembly.source.batch_size)
-            test = assembly.task.summarize(rows)
-            writer.write(step, "test", {**test, "selected_step": selected})
-            pictures = _draw(program, state, rows, splits["test"], directory, writer, step)
-        directory.finish(
-            {
-                "step": step,
-                "selected_step": selected,
-                "test": test,
-                "pictures": [str(picture.relative_to(directory.path)) for picture in pictures],
-                "seconds": seconds,
-            }
-        )
-    return Result(directory.path, step, selected, test, seconds, pictures)
 
 
 class Training:
@@ -179,6 +50,8 @@ class Training:
         self.seconds = 0.0
         self._began = time.perf_counter()
         self._pending: tuple[int, Leaves] | None = None
+        self._first = True
+        self._under_way: collections.deque[tuple[int, jax.Array]] = collections.deque()  # steps that the device may not have finished
 
     def fit(self, state: Leaves, record: Record, batches: Iterator[Mapping[str, np.ndarray]]) -> tuple[Leaves, Record]:
         """Train until the last step, the end of patience or a request to stop.
@@ -191,6 +64,7 @@ class Training:
         while step < settings.steps and not self._out_of_patience(record) and self.stop.signal is None:
             state, means = self.program.step(state, next(batches))
             step += 1
+            self._under_way.append((step, means["loss"]))
             self._log()  # of the step before: by now its numbers are there, and nothing waits for them
             last = step == settings.steps
             if step % settings.log_every == 0 or last:
@@ -198,15 +72,18 @@ class Training:
             better = False
             if step % settings.eval_every == 0 or last:
                 self._log()
+                self._report(wait=True)
                 with self.progress.pause("validating"):
                     record, better = self._validate(state, record, step)
             ends = last or self.stop.signal is not None or self._out_of_patience(record)
             if better or ends or step % settings.checkpoint_every == 0:
                 self._log()
+                self._report(wait=True)
                 self.writer.sync()
                 with self.progress.pause("saving"):
                     self.checkpoints.save(state, record)
-            self.progress.update(step)
+            self._report(wait=self._first)  # speed is counted from the end of the first step, which compiles
+            self._first = False
         self.seconds = time.perf_counter() - self._began
         return state, record
 
@@ -229,6 +106,15 @@ class Training:
         # Of equals the later is kept, having seen more data, but it is no reason for more patience.
         return Record(step, value, 0 if gain > 0 else record.stale + 1), True
 
+    def _report(self, wait: bool = False) -> None:
+        """Tell the progress of the newest step that the device has finished; with `wait`, of the newest one there is."""
+        done: int | None = None
+        while self._under_way and (wait or self._under_way[0][1].is_ready()):  # pyright: ignore[reportAttributeAccessIssue]  # of every concrete array
+            done, loss = self._under_way.popleft()
+            loss.block_until_ready()
+        if done is not None:
+            self.progress.update(done)
+
     def _log(self) -> None:
         """Write the row that is waiting, if any."""
         if self._pending is None:
@@ -236,21 +122,29 @@ class Training:
         step, means = self._pending
         self._pending = None
         numbers = {name: float(value) for name, value in jax.device_get(means).items()}
+        while self._under_way and self._under_way[0][0] <= step:
+            self._under_way.popleft()
+        self.progress.update(step, numbers)
         self.writer.write(step, "train", numbers)
-        self.writer.timing(step, time.perf_counter() - self._began, self.progress.steps_per_second or 0.0)
+        self.writer.timing(step, time.perf_counter() - self._began, self.progress.steps_per_second)
         if not math.isfinite(numbers["loss"]):
             saved = self.checkpoints.steps
             remedy = "lower the learning rate, clip gradients (optim.clip) or look at the data"
             where = f"; the last checkpoint is of step {saved[-1]}" if saved else ""
             raise UserError(f"the training loss became {numbers['loss']} within the last steps before step {step}: {remedy}{where}")
-        self.progress.update(step, numbers)
 
 
-def evaluate_split(program: Program, state: Leaves, records: Records, batch_size: int) -> dict[str, np.ndarray]:
-    """The values of the task's `evaluate` for every example of a split, with the labels as `y` where there are labels."""
+def evaluate_split(
+    program: Program, state: Leaves, records: Records, batch_size: int, check: Callable[[], None] = lambda: None
+) -> dict[str, np.ndarray]:
+    """The values of the task's `evaluate` for every example of a split, with the labels as `y` where there are labels.
+
+    Before every batch `check` is called, which may raise to end it.
+    """
     parts: list[dict[str, np.ndarray]] = []
     with contextlib.closing(eval_batches(records, batch_size=batch_size)) as batches:
         for index, batch in enumerate(batches):
+            check()
             valid = batch.pop("mask") > 0
             values = jax.device_get(program.evaluate(state, batch, index))
             labels = {"y": batch["y"]} if "y" in batch else {}
@@ -265,27 +159,3 @@ def start(program: Program, model: Any, train: Records, batch_size: int) -> Leav
     model.train()
     program.task.initialize(model, batch, random_key(program.seed, Stream.INITIALIZE))
     return program.initial(program.layout.leaves(model), batch)
-
-
-def _draw(
-    program: Program,
-    state: Leaves,
-    rows: dict[str, np.ndarray],
-    test: Records,
-    directory: RunDirectory,
-    writer: MetricsWriter,
-    step: int,
-) -> tuple[Path, ...]:
-    """Draw and save the learning curves and the task's pictures."""
-    size = min(len(test), 256)
-    batch = test.gather(np.arange(size))
-    model = program.layout.model(state, training=False)
-    figures = {"learning_curves": learning_curves(read_rows(directory.path / "metrics.jsonl"))}
-    figures |= program.task.pictures(model, rows, batch, random_key(program.seed, Stream.PICTURES))
-    directory.plots.mkdir(exist_ok=True)
-    paths = []
-    for name, figure in figures.items():
-        paths.append(directory.plots / f"{name}.png")
-        figure.savefig(paths[-1], dpi=150)
-        writer.picture(step, name, figure)
-    return tuple(paths)

@@ -11,9 +11,9 @@ from typing import Any, TextIO
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tensorboardX import SummaryWriter
 
 from deqflow.registry import UserError
+from deqflow.train.events import Events
 
 Row = dict[str, float | int | str]
 """One line: `step`, in `metrics.jsonl` the `split`, and numbers by name."""
@@ -56,9 +56,7 @@ class MetricsWriter:
             _keep_until(path, -1 if resume_step is None else resume_step)
             self._files[name] = path.open("a", encoding="utf-8", newline="\n")
         first = 0 if resume_step is None else resume_step + 1
-        # TensorBoard hides what an earlier process wrote at `first` or later. Without the suffix, a process that starts within the same
-        # second would overwrite the file of the earlier one.
-        self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first, flush_secs=10, filename_suffix=f".{first}")
+        self._events = Events(run_dir / "tensorboard", first)
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Add a row of numbers (Python, NumPy or JAX scalars) measured on `split` after `step` updates."""
@@ -66,18 +64,22 @@ class MetricsWriter:
         self._append("metrics", row)
         for name, value in row.items():
             if isinstance(value, int | float) and name != "step" and math.isfinite(value):  # tensorboardX prints a warning for others
-                self._events.add_scalar(f"{split}/{name}", value, step)
+                self._events.scalar(f"{split}/{name}", value, step)
+        self._events.flush()
 
-    def timing(self, step: int, seconds: float, steps_per_second: float) -> None:
-        """Add a row to `timing.jsonl`: seconds since the process began to train, and the present speed."""
-        self._append("timing", {"step": int(step), "seconds": float(seconds), "steps_per_second": float(steps_per_second)})
-        self._events.add_scalar("time/steps_per_second", float(steps_per_second), step)
+    def timing(self, step: int, seconds: float, steps_per_second: float | None) -> None:
+        """Add a row to `timing.jsonl`: seconds since the process began to train, and the mean speed, left out while it is not known."""
+        row: Row = {"step": int(step), "seconds": float(seconds)}
+        if steps_per_second is not None:
+            row["steps_per_second"] = float(steps_per_second)
+            self._events.scalar("time/steps_per_second", float(steps_per_second), step)
+        self._append("timing", row)
 
     def picture(self, step: int, name: str, figure: Figure) -> None:
         """Show `figure` among TensorBoard's images."""
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-        self._events.add_image(f"plots/{name}", np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
+        self._events.image(f"plots/{name}", np.asarray(canvas.buffer_rgba())[..., :3], step)
 
     def sync(self) -> None:
         """Return once the rows are on the disk, so that a checkpoint saved next never lies ahead of them."""
@@ -136,11 +138,15 @@ def _keep_until(path: Path, step: int) -> None:
     rows = _parse(path) if path.exists() and step >= 0 else []
     kept = [line for row, line in rows if int(row["step"]) <= step and row.get("split") != "test"]
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _number(value: Any) -> float | int:

@@ -14,6 +14,9 @@ from rich.table import Column
 _REDRAW = 0.25
 """Seconds between two drawings of the bar: often enough to look alive, seldom enough to cost next to nothing."""
 
+_BAR, _WIDE = 20, 100
+"""Width of the bar proper, and of the terminals that have the place for it."""
+
 _LINE = 5.0
 """Least number of seconds between two plain lines."""
 
@@ -127,7 +130,7 @@ class Progress:
         bar = Bar(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=20),
+            *([BarColumn(bar_width=_BAR)] if self.console.width >= _WIDE else []),
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=self.console,
             auto_refresh=False,
@@ -136,7 +139,15 @@ class Progress:
         return bar
 
     def _draw(self, bar: Bar, what: str | None = None) -> None:
-        bar.update(self._bar_task, completed=self._step, description=what or "  ".join(self._texts()), refresh=True)
+        bar.update(self._bar_task, completed=self._step, description=what or self._fitting(), refresh=True)
+
+    def _fitting(self) -> str:
+        """The texts on one line; of what is too long, rich would take the step count away first."""
+        texts = self._texts()
+        room = self.console.width - len(f"step {self._total}/{self._total} ") - (_BAR + 1 if self.console.width >= _WIDE else 0)
+        while len(texts) > 1 and len("  ".join(texts)) > room:
+            del texts[1]
+        return "  ".join(texts)
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

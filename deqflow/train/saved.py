@@ -15,6 +15,7 @@ from deqflow.train.assemble import Assembly, assemble
 from deqflow.train.checkpoint import Checkpoints
 from deqflow.train.directory import RunDirectory
 from deqflow.train.loop import evaluate_split
+from deqflow.train.machine import refusals_told, require_device
 from deqflow.train.state import Leaves
 from deqflow.train.step import Program, Stream, random_key
 
@@ -39,7 +40,12 @@ class SavedRun:
         Raises:
           UserError: if this is no run directory, or the checkpoint is missing or damaged.
         """
-        directory = RunDirectory(Path(run_dir))
+        require_device()
+        with refusals_told(f"cannot read the run directory {run_dir}", "use a machine like the one that trained this model"):
+            return cls._open(RunDirectory(Path(run_dir)), step)
+
+    @classmethod
+    def _open(cls, directory: RunDirectory, step: int | None) -> "SavedRun":
         config = directory.config()
         if not directory.checkpoints.is_dir():
             raise UserError(f"{directory.path} has no checkpoints; the run has not reached its first one")
@@ -58,7 +64,8 @@ class SavedRun:
     def evaluate(self, split: str = "test") -> dict[str, float]:
         """The task's numbers on `"train"`, `"validation"` or `"test"`."""
         source = self.assembly.source
-        return self.program.task.summarize(evaluate_split(self.program, self.state, source.split(split), source.batch_size))
+        with refusals_told("cannot read the data", "use a machine like the one that trained this model"):
+            return self.program.task.summarize(evaluate_split(self.program, self.state, source.split(split), source.batch_size))
 
     def sample(self, n: int, seed: int = 0) -> np.ndarray:
         """`n` draws from a density model, of shape `(n, *input_shape)`.
@@ -75,7 +82,8 @@ class SavedRun:
         def draw(state: nnx.State, key: Array) -> Array:
             return nnx.merge(graph, state).sample(key, n)
 
-        return np.asarray(draw(state, random_key(seed, Stream.SAMPLE)))
+        with refusals_told("cannot sample", f"draw fewer than {n} at once (-n)"):
+            return np.asarray(draw(state, random_key(seed, Stream.SAMPLE)))
 
     def save_samples(self, out: Path, n: int, seed: int = 0) -> list[Path]:
         """Save `n` draws as `out`, a `.npy` file, and a picture of them beside it where they are images or points in the plane.
@@ -89,13 +97,11 @@ class SavedRun:
         draws = self.sample(n, seed)
         out = out.with_suffix(".npy")
         figure = samples_figure(draws, self.assembly.spec.levels)
-        try:
+        with refusals_told(f"cannot write {out}", "draw fewer at once (-n)"):
             np.save(out, draws)
             if figure is None:
                 return [out]
             figure.savefig(out.with_suffix(".png"), dpi=150)
-        except OSError as error:
-            raise UserError(f"cannot write {out}: {error.strerror}") from error
         return [out, out.with_suffix(".png")]
 
 

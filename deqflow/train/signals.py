@@ -1,11 +1,19 @@
-"""A run is asked to stop: ctrl-C, or a scheduler's SIGTERM."""
+"""A command is asked to stop: ctrl-C, or a scheduler's SIGTERM."""
 
+import contextlib
+import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(Exception):
+    """Work that can be done again was given up, as a stop was requested."""
 
 
 class StopRequest:
@@ -21,9 +29,13 @@ class StopRequest:
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
+    def check(self) -> None:
+        """Raise `Stopped` if a signal came."""
+        if self.signal is not None:
+            raise Stopped
+
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self._before = _handle(self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -38,3 +50,32 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+@contextlib.contextmanager
+def exit_at_once() -> Iterator[None]:
+    """Within its context a SIGINT or SIGTERM ends the process: one line, and exit code 130 or 143.
+
+    Python's own way, an exception in the midst of whatever runs, is lost if that is a callback from C, of which importing and compiling
+    are full.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        del frame
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar may have hidden it
+        os.write(2, f"{show_cursor}interrupted\n".encode())
+        os._exit(128 + number)
+
+    before = _handle(leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _handle(handler: Any) -> dict[signal.Signals, Any]:
+    """Set `handler` for the signals that are not ignored, as those of a job in the background are; return those before."""
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread set handlers
+        return {}
+    return {number: signal.signal(number, handler) for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}

@@ -9,6 +9,7 @@ from flax import nnx
 
 from deqflow.config import Config
 from deqflow.train.assemble import assemble
+from deqflow.train.machine import refusals_told, require_device
 from deqflow.train.state import section
 
 
@@ -40,9 +41,11 @@ def check(config: Config) -> Check:
     Raises:
       UserError: if a component refuses its arguments, or the model cannot take the data.
     """
-    assembly = assemble(config)
-    program = assembly.program(nnx.eval_shape(assembly.make_model))
-    compiled = program.step.lower(program.abstract, assembly.batch).compile()
+    require_device()
+    with refusals_told("cannot size up the config", "lower data.batch_size, or make the model smaller"):
+        assembly = assemble(config)
+        program = assembly.program(nnx.eval_shape(assembly.make_model))
+        compiled = program.step.lower(program.abstract, assembly.batch).compile()
     cost = compiled.cost_analysis() or {}
     memory = compiled.memory_analysis()
     parameters = section(program.abstract, "params")

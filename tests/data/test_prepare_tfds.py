@@ -3,8 +3,10 @@
 import gzip
 import importlib.util
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
@@ -24,8 +26,15 @@ def run(*arguments):
 def test_without_tensorflow_one_sentence_says_what_to_install(tmp_path):
     ended = run("mnist", "--data-dir", tmp_path / "sets")
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "error: preparing a data set needs tensorflow: pip install 'deqflow[prepare]'\n"
+    assert ended.stderr == "error: preparing a data set needs tensorflow: pip install '.[prepare]' in the checkout\n"
     assert not (tmp_path / "sets").exists()
+
+
+def test_the_extra_that_it_names_brings_all_it_needs():
+    """TFDS imports `importlib_resources` without declaring it."""
+    extras = tomllib.loads((SCRIPT.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {re.split("[><=;]", requirement)[0].replace("-", "_") for requirement in extras["prepare"]}
+    assert named == {"array_record", "importlib_resources", "tensorflow", "tensorflow_datasets"}
 
 
 def test_a_missing_directory_of_files_is_told(tmp_path):

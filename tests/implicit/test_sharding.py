@@ -1,5 +1,6 @@
 """Solves and gradients of a batch that is sharded over devices; run as a program, the file computes them on eight simulated ones."""
 
+import dataclasses
 import json
 import os
 import re
@@ -36,7 +37,7 @@ from deqflow.implicit import (
 
 DEVICES, BATCH, WIDTH = 8, 16, 4
 TIGHT = {"rtol": 1e-13, "max_steps": 100}
-EXACT = Implicit(linear=GMRES(rtol=1e-13))
+EXACT = Implicit(linear=dataclasses.replace(Implicit().linear, rtol=1e-13))
 
 # The derivative of the steps, and the inverse that they leave behind, magnify rounding: not to the last digit there.
 CASES: dict[str, tuple[Solver, Gradient]] = {
@@ -45,6 +46,7 @@ CASES: dict[str, tuple[Solver, Gradient]] = {
     "broyden": (Broyden(**TIGHT), EXACT),
     "newton": (Newton(**TIGHT), EXACT),
     "reversible": (Reversible(**TIGHT), EXACT),
+    "gmres": (Picard(**TIGHT), Implicit(linear=GMRES(rtol=1e-13))),
     "bicgstab": (Picard(**TIGHT), Implicit(linear=BiCGStab(rtol=1e-13))),
     "neumann": (Picard(**TIGHT), Implicit(linear=Neumann(rtol=1e-13))),
     "linear fixed point": (Picard(**TIGHT), Implicit(linear=LinearFixedPoint(rtol=1e-13))),

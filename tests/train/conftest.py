@@ -1,6 +1,10 @@
 """A small run that several tests look at."""
 
+import contextlib
 import copy
+import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +31,28 @@ def tiny():
 def finished(tmp_path_factory):
     """The result of the tiny run, never interrupted; not to be written to."""
     return run(parse(copy.deepcopy(TINY)), tmp_path_factory.mktemp("finished") / "run", quiet=True)
+
+
+@pytest.fixture
+def open_path():
+    """A folder that other users may enter; pytest's own are closed to them."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def nobody():
+    """For root, to whom permissions mean nothing: be someone else for a moment."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.fixture
+def as_nobody():
+    return nobody

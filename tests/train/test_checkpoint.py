@@ -1,5 +1,9 @@
 """Checkpoints: what is kept, what comes back, and what is said when it cannot."""
 
+import gc
+import logging
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,3 +101,70 @@ def test_damage_is_named_with_its_remedy(saved, damage):
     with Checkpoints(saved) as checkpoints:
         with pytest.raises(UserError, match="40 cannot be read and is probably damaged; delete that folder to go on from step 30"):
             checkpoints.restore(shapes(state(0)))
+
+
+def garble(path):
+    path.write_bytes(bytes(range(256)) * 20)
+
+
+BROKEN = {
+    "data cut": ("**/d/*", lambda path: path.write_bytes(path.read_bytes()[:50])),
+    "data gone": ("**/d/*", lambda path: path.unlink()),
+    "data garbled": ("**/d/*", garble),
+    "manifest": ("**/manifest.ocdbt", garble),
+    "names of the arrays": ("**/_METADATA", garble),
+    "record": ("**/_CHECKPOINT_METADATA", garble),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_damage_is_told_once(name, saved, caplog, capfd):
+    """Nothing else is printed or logged: Orbax reports one damaged file in dozens of tracebacks."""
+    pattern, damage = BROKEN[name]
+    for path in (saved / "40").glob(pattern):
+        damage(path)
+    with Checkpoints(saved) as checkpoints, pytest.raises(UserError) as raised:
+        checkpoints.restore(shapes(state(0)))
+    gc.collect()
+    assert f"{saved / '40'} cannot be read and is probably damaged; delete that folder" in str(raised.value)
+    assert "NoneType" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_checkpoint_that_cannot_be_saved_is_told_and_leaves_no_thread(open_path, as_nobody, capfd, caplog):
+    before = set(threading.enumerate())
+    folder = open_path / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(state(1), Record())
+    folder.chmod(0o555)
+    with as_nobody(), pytest.raises(UserError, match="checkpoint of step 2 cannot be saved in .* .Permission denied.; see to free space"):
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.save(state(2), Record())
+            checkpoints.wait()
+    assert [path.name for path in folder.iterdir()] == ["1"]
+    left = [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]
+    for thread in left:  # one that waits for ever would keep the process from ending
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in left)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_not_there_after_all_is_not_taken_for_saved(tmp_path, monkeypatch):
+    """Orbax logs some failures without raising them."""
+    with pytest.raises(UserError, match="checkpoint of step 1 cannot be saved"), Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        monkeypatch.setattr("pathlib.Path.is_dir", lambda path: path.name != "1")
+        checkpoints.save(state(1), Record())
+
+
+def test_a_reader_leaves_alone_what_is_being_written(saved):
+    half = saved / "50.orbax-checkpoint-tmp"
+    half.mkdir()
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.steps == [10, 30, 40]
+    assert half.is_dir()
+    with Checkpoints(saved, clean=True):
+        pass
+    assert not half.exists()

@@ -78,3 +78,19 @@ def test_a_single_row_and_a_run_of_nothing_but_nan_are_drawn(tmp_path):
 def test_no_curve_is_an_error():
     with pytest.raises(ValueError, match="no curve to draw"):
         learning_curves([{"step": 1, "split": "train", "gradient_norm": 1.0}])
+
+
+def test_a_model_that_overfits_stays_in_the_picture(tmp_path):
+    """The training gets better while the validation gets worse, to the end; the test is worst of all."""
+    train = [{"step": s, "split": "train", "nats": 3 - s / 1000} for s in range(10, 2001, 10)]
+    validation = [{"step": s, "split": "validation", "nats": 3 + (s / 500) ** 3} for s in range(200, 2001, 200)]
+    figure = learning_curves([*train, *validation, {"step": 2000, "split": "test", "nats": 80.0}])
+    figure.savefig(tmp_path / "curves.png")  # warns if the layout has no room
+    low, high = figure.axes[0].get_ylim()
+    assert low < 1
+    assert high > 80
+
+
+def test_a_single_training_step_that_stands_out_does_not_flatten_the_rest():
+    high = learning_curves(rows(nats=lambda s: 1000.0 if s == 110 else 3 + decay(s))).axes[0].get_ylim()[1]
+    assert high < 10

@@ -159,3 +159,9 @@ def test_tensorboard_shows_pictures(tmp_path):
     (image,) = [value for event in events(tmp_path) for value in event.summary.value]
     assert image.tag == "plots/curves"
     assert (image.image.width, image.image.height) == (100, 50)
+
+
+def test_a_speed_that_is_not_known_yet_is_left_out(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.timing(1, 2.5, None)
+    assert read_rows(tmp_path / "timing.jsonl") == [{"step": 1, "seconds": 2.5}]

@@ -151,3 +151,17 @@ def test_time_left(seconds, text):
     with Progress(seconds + 2, console=console(), clock=clock) as progress:
         train(progress, clock, [1, 2], seconds=1.0, every=2)
     assert f"{text} left" in lines(progress)[0]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_the_step_count_is_shown_on_every_terminal(width):
+    clock = Clock()
+    with Progress(100_000, console=console(terminal=True, width=width), clock=clock) as progress:
+        clock.now += 1
+        progress.update(12344)
+        clock.now += 1
+        progress.update(12346, {"loss": 0.12345, "accuracy": 0.98765, "solver_steps": 12.345})
+    shown = output(progress).split("\r")[-1]
+    for text in ["step", "12346/100000", "loss 0.1235", "2 steps/s", " left"]:
+        assert text in shown
+    assert ("accuracy" in shown) == (width == 120)

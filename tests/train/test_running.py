@@ -1,5 +1,6 @@
 """Whole runs: what is on disk, exact resume, interruption, selection, and loading back."""
 
+import errno
 import io
 import json
 import os
@@ -17,7 +18,9 @@ from deqflow.config import load, parse
 from deqflow.registry import UserError
 from deqflow.train import SavedRun, run
 from deqflow.train.checkpoint import Checkpoints
+from deqflow.train.loop import start
 from deqflow.train.metrics import read_rows
+from deqflow.train.step import Program
 
 
 def leaves_at(directory, step):
@@ -166,6 +169,120 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, tmp_path):
     tiny["model"]["dropout"] = 0.0
     with pytest.raises(UserError, match="the training loss became (nan|inf) .* lower the learning rate"):
         run(parse(tiny), tmp_path / "run", quiet=True)
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_saved_is_not_finished(tiny, finished, open_path, as_nobody):
+    directory = open_path / "run"
+    shutil.copytree(finished.directory, directory)
+    (directory / "DONE").unlink()
+    shutil.rmtree(directory / "checkpoints" / "24")
+    for path in [directory, *directory.rglob("*")]:
+        path.chmod(0o777)
+    (directory / "checkpoints").chmod(0o555)
+    with as_nobody(), pytest.raises(UserError, match="checkpoint of step 24 cannot be saved"):
+        run(parse(tiny), directory, resume=True, quiet=True)
+    assert not (directory / "DONE").exists()
+
+
+def test_a_run_that_cannot_be_written_to_is_not_resumed(tiny, finished, open_path, as_nobody):
+    directory = open_path / "run"
+    shutil.copytree(finished.directory, directory)
+    (directory / "DONE").unlink()
+    directory.chmod(0o555)
+    with as_nobody(), pytest.raises(UserError, match="cannot write the run directory .*/run: Permission denied"):
+        run(parse(tiny), directory, resume=True, quiet=True)
+
+
+@pytest.mark.parametrize("text", ["", '{"step": 3', "[]", "{}"])
+def test_a_damaged_result_is_told(tiny, finished, tmp_path, text):
+    directory = tmp_path / "run"
+    shutil.copytree(finished.directory, directory)
+    (directory / "DONE").write_text(text)
+    with pytest.raises(UserError, match="DONE is damaged; delete it"):
+        run(parse(tiny), directory, resume=True, quiet=True)
+
+
+def full(*arguments, **named):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("where", ["deqflow.train.metrics.Events.scalar", "matplotlib.figure.Figure.savefig", "os.fsync"])
+def test_a_full_disk_ends_the_run_unfinished(tiny, tmp_path, monkeypatch, where):
+    monkeypatch.setattr(where, full)
+    with pytest.raises(UserError, match="cannot write the run directory .*: No space left on device"):
+        run(parse(tiny), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "DONE").exists()
+
+
+def test_too_large_a_model_leaves_nothing_behind(tiny, tmp_path):
+    tiny["model"]["width"] = 800_000
+    with pytest.raises(UserError, match=r"not enough memory: lower data.batch_size, or make the model smaller .*allocat"):
+        run(parse(tiny), tmp_path / "runs" / "run", quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_large_a_batch_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
+    def start(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    monkeypatch.setattr("deqflow.train.running.start", start)
+    with pytest.raises(UserError, match="not enough memory: lower data.batch_size"):
+        run(parse(tiny), tmp_path / "runs" / "run", quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_of_ours_keeps_its_type(tiny, tmp_path, monkeypatch):
+    def start(*arguments):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("deqflow.train.running.start", start)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(parse(tiny), tmp_path / "run", quiet=True)
+
+
+def test_interrupted_before_the_first_step_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
+    def begin(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return start(*arguments)
+
+    monkeypatch.setattr("deqflow.train.running.start", begin)
+    result = run(parse(tiny), tmp_path / "runs" / "run", quiet=True)
+    assert (result.interrupted, result.step) == (signal.SIGINT, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_while_it_is_tested(tiny, finished, tmp_path, monkeypatch):
+    def draw(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return ()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deqflow.train.running._draw", draw)
+        first = run(parse(tiny), tmp_path / "run", quiet=True)
+    assert (first.interrupted, first.step) == (signal.SIGINT, 24)
+    assert not (first.directory / "DONE").exists()
+    assert_same_run(run(parse(tiny), first.directory, resume=True, quiet=True).directory, finished.directory, 24)
+
+
+def test_the_speed_is_that_of_the_device_from_the_first_row_on(tiny, tmp_path, monkeypatch):
+    """A step is dispatched in no time, and takes some 20 ms on the device."""
+    step = Program._step
+
+    def slow(self, state, batch):
+        state, means = step(self, state, batch)
+        matrix = jnp.full((300, 300), means["loss"])
+        matrix = jax.lax.fori_loop(0, 20, lambda _, m: jnp.tanh(m @ m), matrix)
+        return state, means | {"loss": means["loss"] + 1e-9 * matrix[0, 0]}
+
+    monkeypatch.setattr(Program, "_step", slow)
+    tiny["train"] |= {"log_every": 3, "eval_every": 24, "checkpoint_every": 24}
+    result = run(parse(tiny), tmp_path / "run", quiet=True)
+    rows = read_rows(result.directory / "timing.jsonl")
+    first, last = rows[0], rows[-2]  # the last row itself is written after the pause of the validation
+    true = (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])
+    assert len(rows) == 8
+    for row in rows:
+        assert row["steps_per_second"] < 3 * true
 
 
 def test_training_learns(finished):
