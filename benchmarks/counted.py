@@ -113,7 +113,7 @@ def products(run: Callable[[], Any]) -> int:
 
 def torch_map(A: Any, b: Any, curved: bool) -> Callable[[Any], Any]:
     """`f` on tensors with a leading batch axis of size one."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     def f(z: Any) -> Any:
         if _current.over():

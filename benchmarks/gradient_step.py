@@ -74,7 +74,8 @@ def jaxopt_step(W: np.ndarray, x: np.ndarray) -> Callable[[], Any] | None:
     except ImportError:
         return None
     # jaxopt's tolerance is absolute and over the whole batch: the same residual as rtol per sample, on average.
-    size = float(np.linalg.norm(fixed_point(lambda z: apply(W, z, x), jnp.zeros_like(x), solver=Anderson(rtol=RTOL)).value))
+    dense_map = lambda z: apply(jnp.asarray(W), z, jnp.asarray(x))  # noqa: E731
+    size = float(np.linalg.norm(fixed_point(dense_map, jnp.zeros_like(x), solver=Anderson(rtol=RTOL)).value))
     solver = jaxopt.AndersonAcceleration(
         lambda z, W, x: apply(W, z, x),
         history_size=5,
@@ -90,8 +91,8 @@ def jaxopt_step(W: np.ndarray, x: np.ndarray) -> Callable[[], Any] | None:
 
 def torchdeq_step(W: np.ndarray, x: np.ndarray) -> Callable[[], Any] | None:
     try:
-        import torch
-        from torchdeq import get_deq
+        import torch  # pyright: ignore[reportMissingImports]
+        from torchdeq import get_deq  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     tW, tx = torch.tensor(W, requires_grad=True), torch.tensor(x, requires_grad=True)

@@ -163,8 +163,8 @@ def _optimistix() -> list[tuple]:
 
 
 def _torchdeq() -> list[tuple]:
-    import torch
-    import torchdeq
+    import torch  # pyright: ignore[reportMissingImports]
+    import torchdeq  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)
 
@@ -195,7 +195,7 @@ def _torchdeq() -> list[tuple]:
 
 
 def _banax() -> list[tuple]:
-    from banax import adjoint, solver
+    from banax import adjoint, solver  # pyright: ignore[reportMissingImports]
 
     def solving(kind: Callable[..., Any]) -> Callable[[dict[str, Any]], Run]:
         @compiled

@@ -154,7 +154,7 @@ def _least_squares(a: _Arnoldi, length: Float[Array, " batch"]) -> tuple[Float[A
     """`y = argmin ‖length e₁ - H y‖` for every sample's Hessenberg matrix, and `H y`."""
     h = jnp.swapaxes(a.hessenberg, 1, 2)
 
-    def solve(h: Float[Array, "batch m+1 m"], length: Float[Array, " batch"]) -> Float[Array, "batch m"]:
+    def solve(h: Float[Array, "batch rows m"], length: Float[Array, " batch"]) -> Float[Array, "batch m"]:
         q, r = jnp.linalg.qr(h)
         # A column that the basis already spans leaves a zero on the diagonal where A is singular; dividing by it is caught later.
         return jax.scipy.linalg.solve_triangular(r, length[:, None, None] * q[:, :1, :].swapaxes(1, 2))[:, :, 0]

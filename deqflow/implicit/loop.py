@@ -31,13 +31,13 @@ class Solved(NamedTuple):
     Attributes:
       value: the best iterates, finite wherever the initial guess is.
       stats: the statistics.
-      count: the step at which each row's best iterate was found, 0 for the initial guess.
+      best_step: the step at which each row's best iterate was found, 0 for the initial guess.
       state: the solver's state after that step, or `None` unless it was asked for.
     """
 
     value: Vectors
     stats: Stats
-    count: Int[Array, " batch"]
+    best_step: Int[Array, " batch"]
     state: Any
 
 

@@ -118,7 +118,7 @@ class ReversibleAdjoint(Gradient):
             return *pulled, None, None
 
         reached.defvjp(lambda z0, parameters, others, end: (end.y, (parameters, others, end)), backward)
-        steps = jnp.where(solved.stats.failed, 0, solved.count)
+        steps = jnp.where(solved.stats.failed, 0, solved.best_step)
 
         def attached(y: Vectors) -> Vectors:
             return reached(z0, parameters, others, _End(y, jnp.where(jnp.isfinite(solved.state.z), solved.state.z, 0), steps))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -142,4 +142,4 @@ def per_sample(function: Callable[..., Array], *arrays: Shaped[Array, "batch ...
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return function(*arrays)
     batch = PartitionSpec(sharding.spec[0])
-    return auto_axes(function, axes=sharding.mesh.axis_names, out_sharding=batch)(*arrays)
+    return cast(Array, auto_axes(function, axes=sharding.mesh.axis_names, out_sharding=batch)(*arrays))

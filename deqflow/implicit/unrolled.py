@@ -49,7 +49,7 @@ class Unrolled(Gradient):
 
     def solve(self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool) -> tuple[Vectors, Stats]:
         solved = solve_frozen(solver, f, z0, budget=budget, trace=trace)
-        count = jnp.where(solved.stats.failed, 0, solved.count)
+        count = jnp.where(solved.stats.failed, 0, solved.best_step)
 
         def step(state: Any, number: Int[Array, ""]) -> tuple[Any, None]:
             # A sample that has finished keeps its whole state: going on would divide by differences that have become zero.
