@@ -74,8 +74,8 @@ def jaxopt_step(W: np.ndarray, x: np.ndarray) -> Callable[[], Any] | None:
     except ImportError:
         return None
     # jaxopt's tolerance is absolute and over the whole batch: the same residual as rtol per sample, on average.
-    dense_map = lambda z: apply(jnp.asarray(W), z, jnp.asarray(x))  # noqa: E731
-    size = float(np.linalg.norm(fixed_point(dense_map, jnp.zeros_like(x), solver=Anderson(rtol=RTOL)).value))
+    solution = jax.jit(lambda W, x: fixed_point(lambda z: apply(W, z, x), jnp.zeros_like(x), solver=Anderson(rtol=RTOL)).value)(W, x)
+    size = float(np.linalg.norm(solution))
     solver = jaxopt.AndersonAcceleration(
         lambda z, W, x: apply(W, z, x),
         history_size=5,

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from deqflow.implicit.linear import LinearSolver, relative
+from deqflow.implicit.linear import LinearSolver
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, accumulator, norm, per_row
+from deqflow.implicit.trees import Map, Vectors, accumulator, norm, per_row, relative
 from deqflow.registry import Range
 
 

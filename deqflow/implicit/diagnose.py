@@ -14,12 +14,11 @@ from deqflow.implicit.anderson import Anderson
 from deqflow.implicit.diagnosis import Diagnosis
 from deqflow.implicit.gmres import GMRES
 from deqflow.implicit.gradient import Gradient, Implicit
-from deqflow.implicit.linear import relative
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Solver
 from deqflow.implicit.spectrum import Measured, measure, spectrum
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, accumulator, as_floating, check_like, norm, on_rows, rows
+from deqflow.implicit.trees import Map, Vectors, accumulator, as_floating, check_like, norm, on_rows, relative, rows
 from deqflow.registry import Range, check_ranges
 
 T = TypeVar("T")

@@ -6,16 +6,13 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from deqflow.implicit.arnoldi import expand
-from deqflow.implicit.linear import LinearSolver, relative, widened
+from deqflow.implicit.linear import Cycle, LinearSolver, restarted, widened
 from deqflow.implicit.solution import Stats
-from deqflow.implicit.status import Status
 from deqflow.implicit.trees import Map, Vectors, combine, norm, per_row, per_sample
 from deqflow.registry import Range
-
-_RUNNING = -1
 
 
 class _Arnoldi(NamedTuple):
@@ -24,15 +21,7 @@ class _Arnoldi(NamedTuple):
     hessenberg: Float[Array, "batch m m+1"]  # row j holds column j of the Hessenberg matrix
     null: Float[Array, "batch m+1"]  # the vector that the Hessenberg matrix annihilates from the left, beginning with 1
     columns: Int[Array, " batch"]  # how many columns each sample has used
-    active: Float[Array, " batch"]  # 1 while a sample still extends its basis
-
-
-class _Cycles(NamedTuple):
-    taken: Int[Array, ""]
-    x: Vectors
-    residual: Vectors
-    status: Int[Array, " batch"]
-    steps: Int[Array, " batch"]
+    active: Bool[Array, " batch"]  # whether a sample still extends its basis
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,47 +52,18 @@ class GMRES(LinearSolver):
     restart: Annotated[int, Range(ge=1)] = 20
 
     def solve_rows(self, matvec: Map, b: Vectors, *, tolerance: Float[Array, " batch"] | None = None) -> tuple[Vectors, Stats]:
-        size, goal = norm(b), self.goal(b, tolerance)
+        goal = self.goal(b, tolerance)
         apply, right = widened(matvec, b)
 
-        def cycle(c: _Cycles) -> _Cycles:
-            running = c.status == _RUNNING
-            length = norm(c.residual)
-            a = self._arnoldi(apply, c.residual, length, goal, running, self.max_steps - c.taken)
+        def cycle(residual: Vectors, running: Bool[Array, " batch"], left: Int[Array, " batch"]) -> Cycle:
+            length = norm(residual)
+            a = self._arnoldi(apply, residual, length, goal, running, left)
             y, image = _least_squares(a, length)
-            x = c.x + combine(y, a.basis[:, :-1])
             # b - A x without another product: A V_m = V_{m+1} H.
-            residual = c.residual - combine(image, a.basis)
-            remaining = norm(residual)
-            usable = running & jnp.isfinite(remaining) & jnp.all(jnp.isfinite(x), axis=1) & (remaining <= length)
-            # A cycle that gains less than one part in a hundred will not be followed by one that gains more.
-            stuck = ~usable | (remaining > 0.99 * length)
-            status = jnp.select(
-                [usable & (remaining <= goal), ~jnp.isfinite(length), stuck],
-                [Status.CONVERGED, Status.DIVERGED, Status.STAGNATED],
-                _RUNNING,
-            )
-            return _Cycles(
-                taken=c.taken + a.taken,
-                x=jnp.where(usable[:, None], x, c.x),
-                residual=jnp.where(usable[:, None], residual, c.residual),
-                status=jnp.where(running, status, c.status).astype(jnp.int32),
-                steps=c.steps + a.columns,
-            )
+            return Cycle(combine(y, a.basis[:, :-1]), residual - combine(image, a.basis), a.columns, a.columns)
 
-        done = jnp.where(size <= goal, Status.CONVERGED, _RUNNING).astype(jnp.int32)
-        zero = per_row(b, 0, jnp.int32)
-        start = _Cycles(jnp.zeros((), jnp.int32), jnp.zeros_like(right), right, done, zero)
-        end = lax.while_loop(lambda c: jnp.any(c.status == _RUNNING) & (c.taken < self.max_steps), cycle, start)
-        residual = norm(end.residual)
-        stats = Stats(
-            status=jnp.where(end.status == _RUNNING, jnp.int32(Status.STEP_LIMIT), end.status),
-            steps=end.steps,
-            evaluations=end.steps,
-            residual=residual,
-            relative_residual=relative(residual, size),
-        )
-        return end.x.astype(b.dtype), stats
+        x, stats = restarted(cycle, right, goal, self.max_steps)
+        return x.astype(b.dtype), stats
 
     def _arnoldi(
         self,
@@ -111,10 +71,10 @@ class GMRES(LinearSolver):
         residual: Vectors,
         length: Float[Array, " batch"],
         tolerance: Float[Array, " batch"],
-        running: Array,
-        budget: Int[Array, ""],
+        running: Bool[Array, " batch"],
+        left: Int[Array, " batch"],
     ) -> _Arnoldi:
-        """Extend the basis from `residual` until every sample's least squares residual is within its tolerance."""
+        """Extend the basis from `residual` until every row's least squares residual is within its tolerance, or its products are spent."""
         m, dtype = self.restart, residual.dtype
         first = residual / jnp.where(length > 0, length, 1)[:, None]
         basis = jnp.pad(first[:, None], ((0, 0), (0, m), (0, 0)))
@@ -125,7 +85,7 @@ class GMRES(LinearSolver):
             hessenberg=per_row(residual, jnp.eye(m, m + 1, 1), dtype),
             null=per_row(residual, jnp.eye(1, m + 1)[0], dtype),
             columns=per_row(residual, 0, jnp.int32),
-            active=running,
+            active=running & (left > 0),
         )
 
         def extend(a: _Arnoldi) -> _Arnoldi:
@@ -138,16 +98,17 @@ class GMRES(LinearSolver):
             null = jnp.where(jnp.arange(m + 1) == j + 1, entry[:, None], a.null)
             finished = length <= tolerance * jnp.linalg.norm(null, axis=1)
             keep = a.active[:, None]
+            columns = a.columns + a.active
             return _Arnoldi(
                 taken=j + 1,
                 basis=basis,
                 hessenberg=jnp.where(keep[:, :, None] & (jnp.arange(m) == j)[None, :, None], column[:, None], a.hessenberg),
                 null=jnp.where(keep, null, a.null),
-                columns=a.columns + a.active,
-                active=a.active & ~finished & ~closed & jnp.isfinite(after),
+                columns=columns,
+                active=a.active & ~finished & ~closed & jnp.isfinite(after) & (columns < left),
             )
 
-        return lax.while_loop(lambda a: jnp.any(a.active) & (a.taken < jnp.minimum(m, budget)), extend, start)
+        return lax.while_loop(lambda a: jnp.any(a.active) & (a.taken < m), extend, start)
 
 
 def _least_squares(a: _Arnoldi, length: Float[Array, " batch"]) -> tuple[Float[Array, "batch m"], Float[Array, "batch m+1"]]:

@@ -3,13 +3,15 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 from deqflow.implicit.solution import Solution, Stats
-from deqflow.implicit.trees import Map, Vectors, accumulator, as_floating, norm, on_rows, rows
+from deqflow.implicit.status import Status
+from deqflow.implicit.trees import Map, Vectors, accumulator, as_floating, norm, on_rows, per_row, relative, rows
 from deqflow.registry import Range, check_ranges
 
 T = TypeVar("T")
@@ -73,6 +75,73 @@ def widened(matvec: Map, b: Vectors) -> tuple[Map, Vectors]:
     return lambda v: matvec(v.astype(b.dtype)).astype(wide), b.astype(wide)
 
 
-def relative(residual: Float[Array, " batch"], size: Float[Array, " batch"]) -> Float[Array, " batch"]:
-    """`residual / size`, 0 for no residual and the residual itself for no size."""
-    return jnp.where(residual == 0, 0, residual / jnp.where(size > 0, size, 1))
+class Cycle(NamedTuple):
+    """What a method did between two restarts.
+
+    Attributes:
+      correction: what is added to x.
+      residual: what is left of `b - A x` then.
+      steps: the steps taken.
+      evaluations: the products that they took.
+    """
+
+    correction: Vectors
+    residual: Vectors
+    steps: Int[Array, " batch"]
+    evaluations: Int[Array, " batch"]
+
+
+class _Restarts(NamedTuple):
+    x: Vectors
+    residual: Vectors
+    status: Int[Array, " batch"]
+    steps: Int[Array, " batch"]
+    evaluations: Int[Array, " batch"]
+
+
+_RUNNING = -1
+
+
+def restarted(
+    cycle: Callable[[Vectors, Bool[Array, " batch"], Int[Array, " batch"]], Cycle],
+    b: Vectors,
+    goal: Float[Array, " batch"],
+    max_evaluations: int,
+) -> tuple[Vectors, Stats]:
+    """Solve `A x = b` from zero by cycles, each of which begins anew at the residual that the one before has left.
+
+    A row stops once its residual is within the goal, its products are spent, or a cycle has gained less than one part in a hundred,
+    which will not be followed by one that gains more. A cycle that does harm is left out.
+
+    Args:
+      cycle: given the residual, the rows that are still to be solved and the products each of them has left, what it does to them.
+      b: right-hand sides, in at least float32.
+      goal: the residual at which each row has converged.
+      max_evaluations: the largest number of products that a row may use.
+    """
+    size = norm(b)
+
+    def advance(c: _Restarts) -> _Restarts:
+        running, before = c.status == _RUNNING, norm(c.residual)
+        new = cycle(c.residual, running, max_evaluations - c.evaluations)
+        x, after = c.x + new.correction, norm(new.residual)
+        usable = running & jnp.isfinite(after) & jnp.all(jnp.isfinite(x), axis=1) & (after <= before)
+        evaluations = c.evaluations + jnp.where(running, new.evaluations, 0)
+        status = jnp.select(
+            [usable & (after <= goal), ~jnp.isfinite(before), ~usable | (after > 0.99 * before), evaluations >= max_evaluations],
+            [Status.CONVERGED, Status.DIVERGED, Status.STAGNATED, Status.STEP_LIMIT],
+            _RUNNING,
+        )
+        return _Restarts(
+            x=jnp.where(usable[:, None], x, c.x),
+            residual=jnp.where(usable[:, None], new.residual, c.residual),
+            status=jnp.where(running, status, c.status).astype(jnp.int32),
+            steps=c.steps + jnp.where(running, new.steps, 0),
+            evaluations=evaluations,
+        )
+
+    zero = per_row(b, 0, jnp.int32)
+    done = jnp.where(size <= goal, Status.CONVERGED, _RUNNING).astype(jnp.int32)
+    end = lax.while_loop(lambda c: jnp.any(c.status == _RUNNING), advance, _Restarts(jnp.zeros_like(b), b, done, zero, zero))
+    residual = norm(end.residual)
+    return end.x, Stats(end.status, end.steps, end.evaluations, residual, relative(residual, size))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Solver
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, accumulator, norm, per_row, select
+from deqflow.implicit.trees import Map, Vectors, accumulator, norm, per_row, relative, select
 
 _RUNNING = -1
 
@@ -45,7 +45,7 @@ class _Progress(NamedTuple):
     taken: Int[Array, ""]
     state: Any
     best: Vectors
-    best_count: Int[Array, " batch"]
+    best_step: Int[Array, " batch"]
     best_state: Any
     score: Float[Array, " batch"]
     lowest: Float[Array, " batch"]
@@ -86,7 +86,7 @@ def solve(
         taken=jnp.zeros((), jnp.int32),
         state=(initial := solver.init(z0)),
         best=z0,
-        best_count=zero,
+        best_step=zero,
         best_state=initial if keep else None,
         score=infinite,
         lowest=infinite,
@@ -109,8 +109,8 @@ def solve(
         state = solver.step(f, p.state)
         point = solver.value(state)
         residual, size = norm(point.f.astype(real) - point.z.astype(real)), norm(point.f)
+        ratio = relative(residual, size)
         goal = solver.atol + solver.rtol * size if tolerance is None else tolerance
-        relative = jnp.where(residual == 0, 0, residual / jnp.where(size > 0, size, 1))
         # Distance from the tolerance: what the stopping rule reads is what ranks the iterates.
         score = residual / jnp.where(goal > 0, goal, 1)
         taken = p.taken + 1
@@ -120,7 +120,7 @@ def solve(
         ceiling = jnp.where(p.taken == 0, _GROWTH * jnp.maximum(residual, size), p.ceiling)
         converged = finite & (residual <= goal)
         better = running & finite & (converged | (score < p.score))
-        best_count = jnp.where(better, taken, p.best_count)
+        best_step = jnp.where(better, taken, p.best_step)
         lower = running & finite & (residual < p.lowest)
         progress = jnp.where(better | lower, taken, p.progress)
         stuck = taken - progress > jnp.maximum(_PATIENCE, taken // 2)
@@ -131,14 +131,14 @@ def solve(
             steps=jnp.where(running, taken, p.stats.steps),
             evaluations=jnp.where(running, point.evaluations, p.stats.evaluations),
             residual=jnp.where(better, residual, p.stats.residual),
-            relative_residual=jnp.where(better, relative, p.stats.relative_residual),
-            trace=None if p.stats.trace is None else p.stats.trace.at[p.taken].set(jnp.where(running, relative, jnp.nan)),
+            relative_residual=jnp.where(better, ratio, p.stats.relative_residual),
+            trace=None if p.stats.trace is None else p.stats.trace.at[p.taken].set(jnp.where(running, ratio, jnp.nan)),
         )
         best = jnp.where(better[:, None], point.z, p.best)
         best_state = select(better, state, p.best_state) if keep else None
         score, lowest = jnp.where(better, score, p.score), jnp.where(lower, residual, p.lowest)
-        return _Progress(taken, state, best, best_count, best_state, score, lowest, progress, ceiling, stats)
+        return _Progress(taken, state, best, best_step, best_state, score, lowest, progress, ceiling, stats)
 
     end = lax.while_loop(proceed, advance, start)
     status = jnp.where(end.stats.status == _RUNNING, jnp.int32(Status.STEP_LIMIT), end.stats.status)
-    return Solved(end.best, end.stats._replace(status=status), end.best_count, end.best_state)
+    return Solved(end.best, end.stats._replace(status=status), end.best_step, end.best_state)

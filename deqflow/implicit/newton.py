@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from deqflow.implicit.gmres import GMRES
 from deqflow.implicit.linear import LinearSolver
@@ -25,7 +25,7 @@ class _State(NamedTuple):
     size: Float[Array, " batch"]  # ‖f(z) - z‖ there
     point: Vectors  # where the map is linearised
     direction: Vectors  # the last step tried
-    rejected: Float[Array, " batch"]  # 1 where it was taken back
+    rejected: Bool[Array, " batch"]  # whether it was taken back
     forcing: Float[Array, " batch"]
     evaluations: Int[Array, " batch"]
 
@@ -71,20 +71,19 @@ class Newton(Solver):
         number = per_row(z0, 0, accumulator(z0.dtype))
         # Pretending that f(z0) = z0 makes the first trial z0 itself.
         none = jnp.zeros_like(z0)
-        return _State(jnp.zeros((), jnp.int32), z0, z0, number, z0, none, number, number, number.astype(jnp.int32))
+        return _State(jnp.zeros((), jnp.int32), z0, z0, number, z0, none, number > 0, number, number.astype(jnp.int32))
 
     def step(self, f: Map, state: _State) -> _State:
-        rejected = state.rejected > 0
         residual = state.f - state.z
         # The first step evaluates at z0; a rejected trial is halved. Neither needs a linear solve, and a zero row asks for none.
-        right = jnp.where(rejected[:, None], 0, residual)
+        right = jnp.where(state.rejected[:, None], 0, residual)
         point = jnp.where((state.taken - 1) % self.refresh == 0, state.z, state.point)
         _, jacobian = jax.linearize(f, point)
-        goal = state.forcing * jnp.where(rejected, 0, state.size)
+        goal = state.forcing * jnp.where(state.rejected, 0, state.size)
         solution, stats = self.linear.solve_rows(lambda v: v - jacobian(v), right, tolerance=goal)
         # A solve that came to nothing, as with a singular matrix, leaves the step of plain iteration.
         solution = jnp.where(jnp.any(solution != 0, axis=1, keepdims=True), solution, residual)
-        direction = jnp.where(rejected[:, None], state.direction / 2, solution)
+        direction = jnp.where(state.rejected[:, None], state.direction / 2, solution)
 
         trial = state.z + direction
         image = f(trial)
@@ -99,7 +98,7 @@ class Newton(Solver):
             size=jnp.where(accepted, size, state.size),
             point=point,
             direction=direction,
-            rejected=(~accepted).astype(state.rejected.dtype),
+            rejected=~accepted,
             forcing=jnp.where(accepted, self._forcing(size, state), state.forcing),
             evaluations=state.evaluations + 2 + stats.evaluations,  # the trial, the linearisation and the products
         )

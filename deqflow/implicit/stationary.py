@@ -7,12 +7,12 @@ from jaxtyping import Array, Float
 
 from deqflow.implicit import loop
 from deqflow.implicit.anderson import Anderson
-from deqflow.implicit.linear import LinearSolver, relative, widened
+from deqflow.implicit.linear import LinearSolver, widened
 from deqflow.implicit.picard import Picard
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Solver
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, norm
+from deqflow.implicit.trees import Map, Vectors, norm, relative
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

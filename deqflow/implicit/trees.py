@@ -115,6 +115,11 @@ def norm(a: Vectors) -> Float[Array, " batch"]:
     return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
+def relative(residual: Float[Array, " batch"], size: Float[Array, " batch"]) -> Float[Array, " batch"]:
+    """`residual / size`, 0 for no residual and the residual itself for no size."""
+    return jnp.where(residual == 0, 0, residual / jnp.where(size > 0, size, 1))
+
+
 def combine(weights: Float[Array, "batch m"], a: Float[Array, "batch m n"]) -> Vectors:
     """Per-sample linear combinations `Σ_j weights_j a_j`."""
     total = jnp.einsum("bm,bmn->bn", weights, a, precision="highest", preferred_element_type=accumulator(a.dtype))

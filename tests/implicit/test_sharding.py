@@ -71,7 +71,10 @@ def test_sharded_as_not_sharded(subtests):
     ended = subprocess.run([sys.executable, "-W", "error", __file__], env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     results = [json.loads(line) for line in ended.stdout.splitlines()]
-    control, *results = results
+    control, under_vmap, *results = results
+
+    with subtests.test("a gradient under vmap, by the default linear solver"):
+        assert under_vmap["difference"] <= 1e-10
 
     with subtests.test("what is told from the compiled program: a map that mixes samples"):
         assert control["in loops"] == ["all-reduce of f64[4]", "all-reduce of pred[]"]
@@ -170,6 +173,18 @@ def main():
     with jax.set_mesh(meshes["Auto"]):
         program = mixing.lower(*placed(meshes["Auto"])[:2]).compile()
     print(json.dumps({"in loops": collectives_in_loops(program.as_text())}))
+
+    def several(W, x):
+        def total(W):
+            f = lambda z: jnp.tanh(z @ W + x)  # noqa: E731
+            return fixed_point(f, jnp.zeros_like(x), solver=Picard(**TIGHT), gradient=Implicit(linear=BiCGStab(rtol=1e-13))).value.sum()
+
+        return jax.vmap(jax.grad(total))(jnp.stack([W, W / 2]))
+
+    want = jax.jit(several)(W, x)
+    with jax.set_mesh(meshes["Explicit"]):
+        got = jax.jit(several)(*placed(meshes["Explicit"])[:2])
+    print(json.dumps({"difference": float(np.abs(np.asarray(got) - np.asarray(want)).max())}))
     for case, (solver, gradient) in CASES.items():
         function = loss_of(solver, gradient)
         for kind, mesh in meshes.items():
