@@ -5,6 +5,7 @@ The environment is set while this file is imported, before anything imports JAX.
 
 import os
 import pathlib
+import signal
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -15,6 +16,9 @@ os.environ.setdefault("MPLBACKEND", "agg")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores already: one thread each
     for name in ("PJRT_NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+
+# A shell starts its background jobs with SIGINT ignored, which their children inherit and our commands respect: not so in tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
