@@ -14,8 +14,6 @@ from deqflow.implicit import (
     Implicit,
     JacobianFree,
     JaxoptAnderson,
-    JaxoptBroyden,
-    JaxoptFixedPoint,
     LinearFixedPoint,
     LinearSolver,
     Neumann,
@@ -39,9 +37,8 @@ SOLVERS: dict[str, Solver] = {
     "newton": Newton(),
     "newton chord": Newton(refresh=3, linear=BiCGStab()),
     "reversible": Reversible(),
+    # One of jaxopt's for all three: they share their adapter, and test_from_jaxopt.py holds each against jaxopt itself.
     "jaxopt anderson": JaxoptAnderson(history=3, mixing_frequency=2, damping=0.8),
-    "jaxopt broyden": JaxoptBroyden(history=20, damping=0.9),
-    "jaxopt fixed point": JaxoptFixedPoint(),
 }
 
 LINEAR: dict[str, LinearSolver] = {
