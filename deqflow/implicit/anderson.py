@@ -1,6 +1,7 @@
 """Anderson acceleration."""
 
 import dataclasses
+import functools
 from typing import Annotated, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from deqflow.implicit.solver import Iterate, Solver
-from deqflow.implicit.trees import Map, Vectors, accumulator, combine, dot, norm, per_row, per_sample
+from deqflow.implicit.trees import Map, Vectors, accumulator, dot, finite, matrix, norm, over, per_row, per_sample, scale
 from deqflow.registry import Range
 
 # The history is cleared when the residual has found no new minimum for this many steps, or for half of a longer history.
@@ -20,9 +21,12 @@ class _State(NamedTuple):
     taken: Int[Array, ""]
     z: Vectors
     f: Vectors
+    r: Vectors  # f - z
     residuals: Float[Array, "batch m n"]  # differences of successive residuals, a ring buffer
     images: Float[Array, "batch m n"]  # differences of successive damped images z + damping (f(z) - z)
     gram: Float[Array, "batch m m"]  # of `residuals`
+    target: Float[Array, "batch m"]  # inner products of `residuals` and r
+    size: Float[Array, " batch"]  # ‖r‖₂
     lowest: Float[Array, " batch"]  # the smallest residual since the history was last cleared
     since: Int[Array, " batch"]  # steps since then
 
@@ -44,7 +48,9 @@ class Anderson(Solver):
       atol: absolute tolerance.
       rtol: relative tolerance.
       max_steps: step limit.
+      check_every: the residual is looked at after every so many steps.
       precision: of the matrix products in `f`.
+      bfloat16_until: the relative residual down to which these products are rounded to bfloat16.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,22 +69,33 @@ class Anderson(Solver):
 
     def init(self, z0: Vectors) -> _State:
         # Derived from z0, so that the buffers are sharded as it is.
-        buffer = jnp.repeat(jnp.zeros_like(z0)[:, None], self.history, axis=1)
+        buffer = jnp.repeat(matrix(jnp.zeros_like(z0))[:, None], self.history, axis=1)
         gram = per_row(z0, jnp.zeros((self.history, self.history)), accumulator(z0.dtype))
-        # Pretending that f(z0) = z0 makes the first proposal z0 itself.
         number = gram[:, 0, 0]
-        return _State(jnp.zeros((), jnp.int32), z0, z0, buffer, buffer, gram, number + jnp.inf, number.astype(jnp.int32))
+        return _State(
+            taken=jnp.zeros((), jnp.int32),
+            z=z0,
+            f=z0,  # makes the first proposal z0 itself
+            r=jnp.zeros_like(z0),
+            residuals=buffer,
+            images=buffer,
+            gram=gram,
+            target=gram[:, 0],
+            size=number,
+            lowest=number + jnp.inf,
+            since=number.astype(jnp.int32),
+        )
 
     def step(self, f: Map, state: _State) -> _State:
-        r = state.f - state.z
-        weights = self._weights(state.gram, dot(state.residuals, r))
-        z = state.z + self.damping * r - combine(weights, state.images)
+        weights = self._weights(state.gram, state.target)
+        z = (state.z + self.damping * state.r - self._correction(weights, state)).astype(state.z.dtype)
         fz = f(z)
+        r = fz - z
 
         # The difference to the pretended first residual is no difference of residuals: leave the buffer empty then.
-        change = jnp.where(state.taken > 0, (fz - z) - r, 0)
-        moved = jnp.where(state.taken > 0, z - state.z, 0)
-        size = norm(fz - z)
+        change = jnp.where(state.taken > 0, matrix(r) - matrix(state.r), 0)
+        moved = jnp.where(state.taken > 0, matrix(z) - matrix(state.z), 0)
+        size = norm(r)
         lower = size < state.lowest
         since = jnp.where(lower, 0, state.since + 1)
         # Clearing the history makes the next step one of plain iteration.
@@ -91,8 +108,17 @@ class Anderson(Solver):
         gram = lax.dynamic_update_index_in_dim(state.gram, row, slot, 1)
         gram = lax.dynamic_update_index_in_dim(gram, row, slot, 2)
         gram = jnp.where(clear[:, None, None], 0, gram)
+        # ΔRᵀ r grows by ΔRᵀ (r - r_before), the row at hand, and that of the newest difference is given by the cosine rule: no further
+        # pass over the history. What rounding adds is relative to residuals at most `history` steps old.
+        newest = (lax.dynamic_index_in_dim(row, slot, 1, keepdims=False) + size**2 - state.size**2) / 2
+        target = lax.dynamic_update_index_in_dim(state.target + row, newest, slot, 1)
         lowest = jnp.where(clear, jnp.inf, jnp.where(lower, size, state.lowest))
-        return _State(state.taken + 1, z, fz, residuals, images, gram, lowest, jnp.where(clear, 0, since))
+        return _State(state.taken + 1, z, fz, r, residuals, images, gram, target, size, lowest, jnp.where(clear, 0, since))
+
+    def _correction(self, weights: Float[Array, "batch m"], state: _State) -> Vectors:
+        """`(ΔZ + damping ΔR) γ`, term by term: fused with what it is taken from, it makes one pass instead of three."""
+        terms = [scale(weights[:, j], state.images[:, j].reshape(state.z.shape)) for j in range(self.history)]
+        return functools.reduce(jnp.add, terms)
 
     def value(self, state: _State) -> Iterate:
         return Iterate(state.z, state.f, per_row(state.z, state.taken, jnp.int32))
@@ -100,14 +126,16 @@ class Anderson(Solver):
     def _weights(self, gram: Float[Array, "batch m m"], target: Float[Array, "batch m"]) -> Float[Array, "batch m"]:
         """The regularised least squares solution γ; empty columns of the buffer get weight zero."""
         square = jnp.diagonal(gram, axis1=1, axis2=2)
-        scale = jnp.where(square > 0, lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
-        floor = self.history * float(jnp.finfo(gram.dtype).eps)
-        unit = gram * scale[:, :, None] * scale[:, None, :]
+        unit = jnp.where(square > 0, lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
+        # Rounding moves the eigenvalues of the cosines by some eps each, and more columns than dimensions leave them at zero.
+        floor = 10 * self.history * float(jnp.finfo(gram.dtype).eps)
+        cosines = gram * unit[:, :, None] * unit[:, None, :]
         # Empty columns have a zero row here; a one on their diagonal keeps the matrix definite.
         lift = jnp.where(square > 0, floor + self.ridge, 1)
-        matrix = unit + lift[:, :, None] * jnp.eye(self.history, dtype=gram.dtype)
-        return per_sample(_solve_definite, matrix, target * scale) * scale
+        lifted = cosines + lift[:, :, None] * jnp.eye(self.history, dtype=gram.dtype)
+        weights = per_sample(_solve_definite, lifted, target * unit) * unit
+        return jnp.where(over(finite(weights), weights), weights, 0)
 
 
-def _solve_definite(matrix: Float[Array, "batch m m"], b: Float[Array, "batch m"]) -> Float[Array, "batch m"]:
-    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(matrix), True), b[:, :, None])[:, :, 0]
+def _solve_definite(a: Float[Array, "batch m m"], b: Float[Array, "batch m"]) -> Float[Array, "batch m"]:
+    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(a), True), b[:, :, None])[:, :, 0]

@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from deqflow.implicit.linear import widened
-from deqflow.implicit.trees import Map, Vectors, combine, dot, norm
+from deqflow.implicit.trees import Map, Vectors, combine, dot, norm, over
 
 
 class Part(NamedTuple):
@@ -33,7 +33,7 @@ class Expansion(NamedTuple):
       length: its entry `j + 1`, which is 0 where the space is invariant.
     """
 
-    basis: Float[Array, "batch m n"]
+    basis: Float[Array, "batch m *n"]
     column: Float[Array, "batch m"]
     length: Float[Array, " batch"]
 
@@ -48,7 +48,7 @@ class Krylov(NamedTuple):
         square block of H are then eigenvalues of A.
     """
 
-    basis: Float[Array, "batch steps+1 n"]
+    basis: Float[Array, "batch steps+1 *n"]
     hessenberg: Float[Array, "batch steps+1 steps"]
     dimension: Int[Array, " batch"]
 
@@ -63,13 +63,13 @@ class Bidiagonal(NamedTuple):
       dimension: how many vectors V has before the space is invariant under AᵀA, at most `steps`.
     """
 
-    left: Float[Array, "batch steps n"]
-    right: Float[Array, "batch steps n"]
+    left: Float[Array, "batch steps *n"]
+    right: Float[Array, "batch steps *n"]
     matrix: Float[Array, "batch steps steps"]
     dimension: Int[Array, " batch"]
 
 
-def orthogonalise(basis: Float[Array, "batch m n"], w: Vectors) -> Part:
+def orthogonalise(basis: Float[Array, "batch m *n"], w: Vectors) -> Part:
     """Take `w` apart along an orthonormal basis, whose empty rows are zero.
 
     The basis is projected out twice: once leaves, where it takes most of `w` away, a rest that is no longer orthogonal to it.
@@ -81,11 +81,11 @@ def orthogonalise(basis: Float[Array, "batch m n"], w: Vectors) -> Part:
     w = w - combine(second, basis)
     length = norm(w)
     closed = length <= 10 * float(jnp.finfo(w.dtype).eps) * before
-    rest = jnp.where(closed[:, None], 0, w / jnp.where(closed, 1, length)[:, None])
+    rest = jnp.where(over(closed, w), 0, w / over(jnp.where(closed, 1, length), w))
     return Part(first + second, jnp.where(closed, 0, length), rest)
 
 
-def expand(apply: Map, basis: Float[Array, "batch m n"], j: Int[Array, ""] | int) -> Expansion:
+def expand(apply: Map, basis: Float[Array, "batch m *n"], j: Int[Array, ""] | int) -> Expansion:
     """One step of Arnoldi: extend an orthonormal basis `v_0, ..., v_j` by what A makes of its last vector.
 
         h_{j+1,j} v_{j+1} = A v_j - Σ_{i<=j} h_ij v_i
@@ -107,7 +107,7 @@ def arnoldi(matvec: Map, start: Vectors, steps: int) -> Krylov:
 
     Args:
       matvec: products with A, a linear function that treats every row by itself.
-      start: v, of shape `(batch, n)`.
+      start: v, of shape `(batch, *n)`.
       steps: the number of products; `steps + 1` states are kept.
 
     Returns:
@@ -131,7 +131,7 @@ def arnoldi(matvec: Map, start: Vectors, steps: int) -> Krylov:
         new = expand(apply, basis, j)
         return new.basis, lax.dynamic_update_index_in_dim(hessenberg, new.column, j, 2)
 
-    basis, hessenberg = lax.fori_loop(0, steps, extend, (_first_row(start, steps + 1), hessenberg))
+    basis, hessenberg = lax.fori_loop(0, steps, extend, (first_row(start, steps + 1), hessenberg))
     return Krylov(basis, hessenberg, _filled(basis[:, :-1]))
 
 
@@ -146,7 +146,7 @@ def golub_kahan(matvec: Map, transpose: Map, start: Vectors, steps: int) -> Bidi
     Args:
       matvec: products with A, a linear function that treats every row by itself.
       transpose: products with Aᵀ.
-      start: v_0 up to its length, of shape `(batch, n)`.
+      start: v_0 up to its length, of shape `(batch, *n)`.
       steps: the number of products with each; `2 steps + 1` states are kept.
 
     Example:
@@ -160,7 +160,7 @@ def golub_kahan(matvec: Map, transpose: Map, start: Vectors, steps: int) -> Bidi
     """
     apply, start_wide = widened(matvec, start)
     back, _ = widened(transpose, start)
-    right = _first_row(start_wide, steps + 1)
+    right = first_row(start_wide, steps + 1)
     matrix = jnp.zeros((start.shape[0], steps, steps), right.dtype)
 
     def extend(j: Int[Array, ""], carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -175,13 +175,13 @@ def golub_kahan(matvec: Map, transpose: Map, start: Vectors, steps: int) -> Bidi
     return Bidiagonal(left, right[:, :-1], matrix, _filled(right[:, :-1]))
 
 
-def _first_row(start: Vectors, rows: int) -> Float[Array, "batch rows n"]:
+def first_row(start: Vectors, rows: int) -> Float[Array, "batch rows *n"]:
     """An empty basis but for the direction of `start`."""
     length = norm(start)
-    first = start / jnp.where(length > 0, length, 1)[:, None]
-    return jnp.pad(first[:, None], ((0, 0), (0, rows - 1), (0, 0)))
+    first = start / over(jnp.where(length > 0, length, 1), start)
+    return jnp.pad(first[:, None], ((0, 0), (0, rows - 1), *[(0, 0)] * (start.ndim - 1)))
 
 
-def _filled(basis: Float[Array, "batch m n"]) -> Int[Array, " batch"]:
+def _filled(basis: Float[Array, "batch m *n"]) -> Int[Array, " batch"]:
     """How many rows of a basis are not empty."""
-    return jnp.sum(jnp.any(basis != 0, axis=2), axis=1, dtype=jnp.int32)
+    return jnp.sum(jnp.any(basis != 0, axis=tuple(range(2, basis.ndim))), axis=1, dtype=jnp.int32)

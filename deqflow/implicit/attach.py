@@ -8,7 +8,7 @@ from jax import lax
 from jax.core import eval_jaxpr
 from jaxtyping import Array, Bool
 
-from deqflow.implicit.trees import Map, Vectors
+from deqflow.implicit.trees import Map, Vectors, select
 
 LinearSolve = Callable[[Map, Vectors], Vectors]
 """`solve(matvec, b)`: an approximate or exact solution of `matvec(x) = b`."""
@@ -41,7 +41,7 @@ def detach(failed: Bool[Array, " batch"], z: Vectors, attached: Callable[[Vector
     Masking the loss alone would leave 0 · NaN in the backward pass.
     """
     z = jnp.where(jnp.isfinite(z), z, 0)
-    return jnp.where(failed[:, None], z, attached(z))
+    return select(failed, z, attached(z))
 
 
 def freeze(f: Map, z: Vectors) -> Map:

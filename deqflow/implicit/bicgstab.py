@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from deqflow.implicit.linear import Cycle, LinearSolver, restarted, widened
 from deqflow.implicit.solution import Stats
-from deqflow.implicit.trees import Map, Vectors, dot, norm, per_row
+from deqflow.implicit.trees import Map, Vectors, dot, finite, norm, per_row, scale, select
 
 # A cycle ends when its residual has found no new minimum for this many steps, and for half of the cycle.
 _PATIENCE = 10
@@ -75,11 +75,11 @@ class BiCGStab(LinearSolver):
         def step(s: _State) -> _State:
             v = apply(s.p)
             alpha = _divide(s.rho, dot(s.shadow, v))
-            half = s.r - alpha[:, None] * v
+            half = s.r - scale(alpha, v)
             t = apply(half)
             omega = _divide(dot(t, half), dot(t, t))
-            x = s.x + alpha[:, None] * s.p + omega[:, None] * half
-            r = half - omega[:, None] * t
+            x = s.x + scale(alpha, s.p) + scale(omega, half)
+            r = half - scale(omega, t)
             rho = dot(s.shadow, r)
             beta = _divide(rho * alpha, s.rho * omega)
             residual = norm(r)
@@ -87,22 +87,22 @@ class BiCGStab(LinearSolver):
             again = (jnp.abs(rho) <= 1e-3 * jnp.finfo(b.dtype).eps ** 0.5 * norm(s.shadow) * residual) | (beta == 0)
 
             taken = s.taken + 1
-            finite = jnp.isfinite(residual) & jnp.all(jnp.isfinite(x), axis=1)
-            better = s.active & finite & (residual < s.lowest)
+            sound = jnp.isfinite(residual) & finite(x)
+            better = s.active & sound & (residual < s.lowest)
             best_step = jnp.where(better, taken, s.best_step)
             patient = taken - best_step <= jnp.maximum(_PATIENCE, taken // 2)
             return _State(
                 taken=taken,
                 x=x,
                 r=r,
-                shadow=jnp.where(again[:, None], r, s.shadow),
-                p=jnp.where(again[:, None], r, r + beta[:, None] * (s.p - omega[:, None] * v)),
+                shadow=select(again, r, s.shadow),
+                p=select(again, r, r + scale(beta, s.p - scale(omega, v))),
                 rho=jnp.where(again, residual**2, rho),
-                best=jnp.where(better[:, None], x, s.best),
+                best=select(better, x, s.best),
                 lowest=jnp.where(better, residual, s.lowest),
                 best_step=best_step,
                 steps=s.steps + s.active,
-                active=s.active & finite & (residual > goal) & patient & (2 * taken < left),
+                active=s.active & sound & (residual > goal) & patient & (2 * taken < left),
             )
 
         zero, none, size = per_row(b, 0, jnp.int32), jnp.zeros_like(b), norm(b)

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from deqflow.implicit.solver import Iterate, Solver
-from deqflow.implicit.trees import Map, Vectors, accumulator, combine, dot, norm, per_row
+from deqflow.implicit.trees import Map, Vectors, accumulator, combine, dot, finite, norm, over, per_row, scale, select
 from deqflow.registry import Range
 
 # A trial step is accepted when its residual is at most this many times the largest of the last few: Broyden's residuals are not
@@ -28,8 +28,8 @@ class Pairs(NamedTuple):
       age: when each pair was made; negative for an empty place.
     """
 
-    steps: Float[Array, "batch m n"]
-    sums: Float[Array, "batch m n"]
+    steps: Float[Array, "batch m *n"]
+    sums: Float[Array, "batch m *n"]
     step_gram: Float[Array, "batch m m"]
     cross_gram: Float[Array, "batch m m"]
     age: Int[Array, "batch m"]
@@ -60,7 +60,7 @@ def inverse_product(pairs: Pairs, v: Vectors, *, transpose: bool = False) -> Vec
     weights = jnp.linalg.solve(jnp.swapaxes(matrix, 1, 2) if transpose else matrix, dot(left, v)[:, :, None])[:, :, 0]
     product = v + combine(weights, right)
     # A pair whose update is undefined (sᵀy = 0) makes M singular.
-    return jnp.where(jnp.all(jnp.isfinite(product), axis=1, keepdims=True), product, v)
+    return select(finite(product), product, v)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,9 @@ class Broyden(Solver):
       atol: absolute tolerance.
       rtol: relative tolerance.
       max_steps: step limit.
+      check_every: the residual is looked at after every so many steps.
       precision: of the matrix products in `f`.
+      bfloat16_until: the relative residual down to which these products are rounded to bfloat16.
 
     Example:
       >>> import jax.numpy as jnp
@@ -116,7 +118,7 @@ class Broyden(Solver):
         wanted = norm(direction)
         far = state.reach < wanted
         shorten = jnp.where(far, jnp.where(far, state.reach, 1) / jnp.where(far, wanted, 1), 1)
-        direction = direction * shorten.astype(direction.dtype)[:, None]
+        direction = scale(shorten.astype(direction.dtype), direction)
         trial = state.z + direction
         image = f(trial)
         residual = image - trial
@@ -129,9 +131,9 @@ class Broyden(Solver):
         pairs = _remember(state.pairs, state.taken - 1, direction, residual - before, length)
         return _State(
             taken=state.taken + 1,
-            z=jnp.where(accepted[:, None], trial, state.z),
-            f=jnp.where(accepted[:, None], image, state.f),
-            recent=jnp.where(accepted[:, None], recent, state.recent),
+            z=select(accepted, trial, state.z),
+            f=select(accepted, image, state.f),
+            recent=select(accepted, recent, state.recent),
             reach=jnp.where(accepted, jnp.inf, length / 2),
             pairs=pairs,
         )
@@ -142,9 +144,9 @@ class Broyden(Solver):
 
 def _remember(pairs: Pairs, number: Int[Array, ""], step: Vectors, change: Vectors, length: Float[Array, " batch"]) -> Pairs:
     """The pairs with one more in the place of the oldest; a step of no length, or into where `f` is not finite, leaves an empty one."""
-    usable = (number >= 0) & (length > 0) & jnp.all(jnp.isfinite(change), axis=1)
-    scale = jnp.where(usable, 1 / jnp.where(length > 0, length, 1), 0).astype(step.dtype)[:, None]
-    s, t = step * scale, jnp.where(usable[:, None], (change + step) * scale, 0)
+    usable = (number >= 0) & (length > 0) & finite(change)
+    unit = jnp.where(usable, 1 / jnp.where(length > 0, length, 1), 0).astype(step.dtype)
+    s, t = scale(unit, step), jnp.where(over(usable, step), scale(unit, change + step), 0)
     slot = number % pairs.age.shape[1]
     steps = lax.dynamic_update_index_in_dim(pairs.steps, s, slot, 1)
     sums = lax.dynamic_update_index_in_dim(pairs.sums, t, slot, 1)

@@ -10,14 +10,15 @@ from jaxtyping import Array, Float
 from deqflow.implicit.linear import LinearSolver
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, accumulator, norm, per_row, relative
+from deqflow.implicit.trees import Map, Vectors, accumulator, finite, matrix, norm, over, per_row, relative
 from deqflow.registry import Range
 
 
 def matrices(matvec: Map, like: Vectors) -> Float[Array, "batch n n"]:
     """The matrix of every row of `like`, by one product per dimension; in at least float32."""
-    n = like.shape[1]
-    columns = jax.vmap(lambda e: matvec(per_row(like, e, like.dtype)))(jnp.eye(n, dtype=like.dtype))
+    n = matrix(like).shape[1]
+    units = jnp.eye(n, dtype=like.dtype).reshape(n, *like.shape[1:])
+    columns = jax.vmap(lambda e: matrix(matvec(per_row(like, e, like.dtype))))(units)
     return jnp.moveaxis(columns, 0, 2).astype(accumulator(like.dtype))
 
 
@@ -47,7 +48,7 @@ class Dense(LinearSolver):
     max_size: Annotated[int, Range(ge=1)] = 1024
 
     def solve_rows(self, matvec: Map, b: Vectors, *, tolerance: Float[Array, " batch"] | None = None) -> tuple[Vectors, Stats]:
-        n = b.shape[1]
+        n = matrix(b).shape[1]
         if n > self.max_size:
             raise ValueError(
                 f"Dense would form a matrix of {n} x {n} numbers per sample, more than max_size={self.max_size}; "
@@ -55,12 +56,13 @@ class Dense(LinearSolver):
             )
         size = norm(b)
         A = matrices(matvec, b)
-        right = b.astype(A.dtype)
+        right = matrix(b).astype(A.dtype)
         x = jnp.linalg.solve(A, right[:, :, None])[:, :, 0]
-        usable = jnp.all(jnp.isfinite(x), axis=1) & (size > 0)
-        x = jnp.where(usable[:, None], x, 0)
+        usable = finite(x) & (size > 0)
+        x = jnp.where(over(usable, x), x, 0)
         residual = jnp.where(usable, norm(right - jnp.einsum("bij,bj->bi", A, x, precision="highest")), size)
-        finite = jnp.all(jnp.isfinite(A), axis=(1, 2)) | (size == 0)
-        status = jnp.select([residual <= self.goal(b, tolerance), ~finite], [Status.CONVERGED, Status.DIVERGED], Status.STAGNATED)
+        sound = finite(A) | (size == 0)
+        status = jnp.select([residual <= self.goal(b, tolerance), ~sound], [Status.CONVERGED, Status.DIVERGED], Status.STAGNATED)
         count = per_row(b, n, jnp.int32)
-        return x.astype(b.dtype), Stats(status.astype(jnp.int32), jnp.ones_like(count), count, residual, relative(residual, size))
+        x = x.astype(b.dtype).reshape(b.shape)
+        return x, Stats(status.astype(jnp.int32), jnp.ones_like(count), count, residual, relative(residual, size))

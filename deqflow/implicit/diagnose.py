@@ -14,11 +14,12 @@ from deqflow.implicit.anderson import Anderson
 from deqflow.implicit.diagnosis import Diagnosis
 from deqflow.implicit.gmres import GMRES
 from deqflow.implicit.gradient import Gradient, Implicit
+from deqflow.implicit.loop import Request
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Solver
 from deqflow.implicit.spectrum import Measured, measure, spectrum
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, accumulator, as_floating, check_like, norm, on_rows, relative, rows
+from deqflow.implicit.trees import Map, Vectors, accumulator, as_floating, check_like, matrix, norm, on_rows, relative, rows
 from deqflow.registry import Range, check_ranges
 
 T = TypeVar("T")
@@ -82,8 +83,9 @@ def diagnose(
     _refuse_tracers("its arguments", (z0, key, lipschitz, cotangent, budget))
     z0 = as_floating(z0, "z0")
     gradient.check(solver)
-    flat, _ = rows(z0, batched)
-    mapped = on_rows(f, z0, batched, "the value of f")
+    state, _ = rows(z0, batched)
+    on_states = on_rows(f, z0, batched, "the value of f")
+    flat, mapped = matrix(state), lambda v: matrix(on_states(v.reshape(state.shape)))
     with jax.default_matmul_precision("highest"):
         traced = jax.make_jaxpr(mapped)(flat)
     _refuse_tracers("what f closes over", traced.consts)
@@ -96,7 +98,7 @@ def diagnose(
     else:
         cotangent = as_floating(cotangent, "cotangent")
         check_like(cotangent, z0, "cotangent")
-        g, _ = rows(cotangent, batched)
+        g = matrix(rows(cotangent, batched)[0])
     z, stats, w = _solved(mapped, flat, g, solver, gradient, budget)
     linear_w, linear_stats = _linear(mapped, z, g, gradient)
     measured = jax.jit(functools.partial(_measure, traced.jaxpr, steps))(traced.consts, z, g, linear_w, start)
@@ -157,7 +159,7 @@ def _report(found: Any, certified: Float[np.ndarray, " batch"], gradient: str, b
 
 def _solved(f: Map, z0: Vectors, g: Vectors, solver: Solver, gradient: Gradient, budget: int | None) -> tuple[Vectors, Stats, Vectors]:
     """The solution, and what its gradient makes of `g`: the cotangent of an offset `b` of `f` that is zero."""
-    solution = lambda b: gradient.solve(solver, lambda z: f(z) + b, z0, budget=budget, trace=False)  # noqa: E731
+    solution = lambda b: gradient.solve(solver, lambda z: f(z) + b, z0, Request(budget))  # noqa: E731
     z, pull, stats = jax.vjp(solution, jnp.zeros_like(z0), has_aux=True)
     return z, stats, pull(g)[0]
 

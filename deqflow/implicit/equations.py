@@ -1,5 +1,6 @@
 """The equations one can solve: fixed points, roots and stationary points. All are one `solve, then attach`."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from deqflow.implicit.anderson import Anderson
+from deqflow.implicit.attach import detach
 from deqflow.implicit.gradient import Gradient, Implicit
+from deqflow.implicit.loop import Request
 from deqflow.implicit.newton import Newton
 from deqflow.implicit.solution import Solution
 from deqflow.implicit.solver import Solver
@@ -27,6 +30,7 @@ def fixed_point(
     batched: bool = True,
     budget: Int[Array, ""] | int | None = None,
     trace: bool = False,
+    states: tuple[int, ...] = (),
     has_aux: bool = False,
 ) -> Solution[T]:
     """Solve `z = f(z)` and differentiate the solution with respect to all that `f` closes over.
@@ -47,6 +51,8 @@ def fixed_point(
       batched: whether there is one equation per entry of the leading axis, or a single one.
       budget: at most this many steps; may be traced, so that changing it does not recompile. `solver.max_steps` caps it.
       trace: whether `stats.trace` shall hold the relative residual after every step.
+      states: numbers of steps, in increasing order, at which to look at the solve on its way: the solution's `states` are then one
+        application of `f` each to the best iterates so far, for losses that ask the early ones to be right too.
       has_aux: whether `f` returns `(f(z), aux)`; the `aux` at the solution, by one more evaluation, is then the solution's.
 
     Returns:
@@ -71,7 +77,9 @@ def fixed_point(
     """
     z0 = as_floating(z0, "z0")
     mapped = on_rows(_first(f, has_aux), z0, batched, "the value of f")
-    solution = _solve(mapped, z0, solver, gradient, batched, budget, trace)
+    if list(states) != sorted(set(states)) or any(mark < 0 for mark in states):
+        raise ValueError(f"states must be numbers of steps in increasing order, got {states}")
+    solution = _solve(mapped, z0, solver, gradient, batched, Request(budget, trace, tuple(states)))
     return _with_aux(solution, f) if has_aux else solution
 
 
@@ -127,7 +135,7 @@ def root(
         check_like(out, y, "the value of F")
         return jax.tree.map(jnp.add, y, out)
 
-    solution = _solve(on_rows(moved, y0, batched, "the value of F"), y0, solver, gradient, batched, budget, trace)
+    solution = _solve(on_rows(moved, y0, batched, "the value of F"), y0, solver, gradient, batched, Request(budget, trace))
     return _with_aux(solution, F) if has_aux else solution
 
 
@@ -193,7 +201,7 @@ def argmin(
     def descended(y: T) -> T:
         return jax.tree.map(jnp.subtract, y, jax.grad(total)(y))
 
-    solution = _solve(on_rows(descended, y0, batched, "the gradient of f"), y0, solver, gradient, batched, budget, trace)
+    solution = _solve(on_rows(descended, y0, batched, "the gradient of f"), y0, solver, gradient, batched, Request(budget, trace))
     return _with_aux(solution, f) if has_aux else solution
 
 
@@ -227,15 +235,16 @@ def implicit_function(
     return g
 
 
-def _solve(
-    mapped: Map, z0: T, solver: Solver, gradient: Gradient, batched: bool, budget: Int[Array, ""] | int | None, trace: bool
-) -> Solution[T]:
+def _solve(mapped: Map, z0: T, solver: Solver, gradient: Gradient, batched: bool, request: Request) -> Solution[T]:
     """The fixed point of a map of rows, for an initial guess of definite type."""
     gradient.check(solver)
     flat, split = rows(z0, batched)
     _warn_below_floor(solver, flat.dtype)
-    value, stats = gradient.solve(solver, mapped, flat, budget=budget, trace=trace)
-    return Solution(split(value), stats if batched else stats.single())
+    value, stats = gradient.solve(solver, mapped, flat, request)
+    with jax.default_matmul_precision(solver.precision):
+        states = tuple(split(detach(stats.failed, z, mapped)) for z in stats.states)
+    stats = stats._replace(states=())
+    return Solution(split(value), stats if batched else stats.single(), states=states)
 
 
 def _first(f: Callable[[T], Any], has_aux: bool) -> Callable[[T], Any]:
@@ -243,7 +252,7 @@ def _first(f: Callable[[T], Any], has_aux: bool) -> Callable[[T], Any]:
 
 
 def _with_aux(solution: Solution[T], f: Callable[[T], Any]) -> Solution[T]:
-    return Solution(solution.value, solution.stats, f(solution.value)[1])
+    return dataclasses.replace(solution, aux=f(solution.value)[1])
 
 
 def _warn_below_floor(solver: Solver, dtype: Any) -> None:

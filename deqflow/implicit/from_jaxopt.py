@@ -12,7 +12,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
 from deqflow.implicit.solver import Iterate, Solver
-from deqflow.implicit.trees import Map, Vectors, per_row
+from deqflow.implicit.trees import Map, Vectors, matrix, per_row
 from deqflow.registry import Range
 
 Row = Float[Array, " n"]
@@ -48,7 +48,9 @@ class JaxoptAnderson(Solver):
       atol: absolute tolerance.
       rtol: relative tolerance.
       max_steps: step limit.
+      check_every: the residual is looked at after every so many steps.
       precision: of the matrix products in `f`.
+      bfloat16_until: the relative residual down to which these products are rounded to bfloat16.
 
     Raises:
       ImportError: when it is used and jaxopt is not installed.
@@ -109,7 +111,9 @@ class JaxoptBroyden(Solver):
       atol: absolute tolerance.
       rtol: relative tolerance.
       max_steps: step limit.
+      check_every: the residual is looked at after every so many steps.
       precision: of the matrix products in `f`.
+      bfloat16_until: the relative residual down to which these products are rounded to bfloat16.
 
     Raises:
       ImportError: when it is used and jaxopt is not installed.
@@ -166,7 +170,9 @@ class JaxoptFixedPoint(Solver):
       atol: absolute tolerance.
       rtol: relative tolerance.
       max_steps: step limit.
+      check_every: the residual is looked at after every so many steps.
       precision: of the matrix products in `f`.
+      bfloat16_until: the relative residual down to which these products are rounded to bfloat16.
 
     Raises:
       ImportError: when it is used and jaxopt is not installed.
@@ -207,7 +213,7 @@ def _jaxopt() -> Any:
 def _start(build: Build, z0: Vectors) -> _State:
     """The state of jaxopt at `z0` before any evaluation: its own, for the identity in place of `f`."""
     # jaxopt makes some buffers in the default type whatever the state's, so that it runs in that; f is evaluated in its own.
-    params = z0.astype(jnp.result_type(float))
+    params = matrix(z0).astype(jnp.result_type(float))
     inner = jax.vmap(build(lambda z: (z, None)).init_state)(params)
     counter = jnp.zeros((), inner.iter_num.dtype)
     return _State(jnp.zeros((), jnp.int32), params, _strong(inner._replace(iter_num=counter, aux=(z0, z0))))
@@ -219,17 +225,18 @@ def _advance(build: Build, f: Map, state: _State) -> _State:
     jaxopt's step is written for one sample and mapped over the rows. `f` closes over data of all samples and cannot be evaluated for
     one of them; so what the step calls is a placeholder, which mapping replaces by `f` of all rows.
     """
-    kind = state.inner.aux[0].dtype
+    like = state.inner.aux[0]
 
     @custom_vmap
-    def evaluate(z: Row) -> tuple[Row, tuple[Row, Row]]:
-        return z, (z.astype(kind), z.astype(kind))  # never computed; it says what the types are
+    def evaluate(z: Row) -> tuple[Row, tuple[Array, Array]]:
+        own = z.astype(like.dtype).reshape(like.shape[1:])
+        return z, (own, own)  # never computed; it says what the shapes and types are
 
     @evaluate.def_vmap
-    def _(size: int, mapped: list[bool], z: Vectors) -> tuple[Any, Any]:
-        point = z.astype(kind)
+    def _(size: int, mapped: list[bool], z: Float[Array, "batch n"]) -> tuple[Any, Any]:
+        point = z.astype(like.dtype).reshape(like.shape)
         image = f(point)
-        return (image.astype(z.dtype), (point, image)), (True, (True, True))
+        return (matrix(image).astype(z.dtype), (point, image)), (True, (True, True))
 
     # The step number is the same for all samples. Left out of the mapping, it keeps jaxopt's conditionals conditionals.
     rows = jax.tree.map(lambda _: 0, state.inner)._replace(iter_num=None)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from deqflow.implicit.arnoldi import expand
+from deqflow.implicit.arnoldi import expand, first_row
 from deqflow.implicit.linear import Cycle, LinearSolver, restarted, widened
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.trees import Map, Vectors, combine, norm, per_row, per_sample
@@ -17,7 +17,7 @@ from deqflow.registry import Range
 
 class _Arnoldi(NamedTuple):
     taken: Int[Array, ""]
-    basis: Float[Array, "batch m+1 n"]
+    basis: Float[Array, "batch m+1 *n"]
     hessenberg: Float[Array, "batch m m+1"]  # row j holds column j of the Hessenberg matrix
     null: Float[Array, "batch m+1"]  # the vector that the Hessenberg matrix annihilates from the left, beginning with 1
     columns: Int[Array, " batch"]  # how many columns each sample has used
@@ -79,11 +79,9 @@ class GMRES(LinearSolver):
     ) -> _Arnoldi:
         """Extend the basis from `residual` until every row's least squares residual is within its tolerance, or its products are spent."""
         m, dtype = self.restart, residual.dtype
-        first = residual / jnp.where(length > 0, length, 1)[:, None]
-        basis = jnp.pad(first[:, None], ((0, 0), (0, m), (0, 0)))
         start = _Arnoldi(
             taken=jnp.zeros((), jnp.int32),
-            basis=basis,
+            basis=first_row(residual, m + 1),
             # Columns never reached stay unit vectors, which the least squares then give weight zero.
             hessenberg=per_row(residual, jnp.eye(m, m + 1, 1), dtype),
             null=per_row(residual, jnp.eye(1, m + 1)[0], dtype),

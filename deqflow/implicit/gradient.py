@@ -7,12 +7,13 @@ from typing import ClassVar
 
 import jax
 from jax import lax
-from jaxtyping import Array, Int
 
 from deqflow.implicit import loop
 from deqflow.implicit.attach import attach, detach, freeze
 from deqflow.implicit.bicgstab import BiCGStab
 from deqflow.implicit.linear import LinearSolver
+from deqflow.implicit.loop import Request
+from deqflow.implicit.mixed import solve_in_two
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Precision, Solver
 from deqflow.implicit.trees import Map, Vectors
@@ -30,7 +31,7 @@ class Gradient(abc.ABC):
     through_steps: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def solve(self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool) -> tuple[Vectors, Stats]:
+    def solve(self, solver: Solver, f: Map, z0: Vectors, request: Request) -> tuple[Vectors, Stats]:
         """Run `solver` on `f` from `z0` and return a value with this kind of derivative, and statistics without any.
 
         A failed sample gets a finite value and an exactly zero derivative.
@@ -46,15 +47,21 @@ class Gradient(abc.ABC):
             raise ValueError(
                 f"the gradient {type(self).__name__} differentiates the solver's steps, and those of {name} do not; use Implicit"
             )
+        if self.through_steps and solver.bfloat16_until is not None:
+            raise ValueError(
+                f"the gradient {type(self).__name__} differentiates the solver's steps from the initial guess, and with bfloat16_until "
+                "they begin elsewhere; leave that out, or use Implicit"
+            )
 
 
-def solve_frozen(
-    solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool, keep: bool = False
-) -> loop.Solved:
+def solve_frozen(solver: Solver, f: Map, z0: Vectors, request: Request, *, keep: bool = False) -> loop.Solved:
     """`loop.solve` with no derivative, everything that `f` closes over held constant."""
     with jax.default_matmul_precision(solver.precision):
         z0 = lax.stop_gradient(z0)
-        return loop.solve(solver, freeze(f, z0), z0, budget=budget, trace=trace, keep=keep)
+        frozen = freeze(f, z0)
+        if solver.bfloat16_until is not None:
+            return solve_in_two(solver, solver.bfloat16_until, frozen, z0, request, keep=keep)
+        return loop.solve(solver, frozen, z0, request, keep=keep)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +92,8 @@ class Implicit(Gradient):
     linear: LinearSolver = BiCGStab()
     precision: Precision = "highest"
 
-    def solve(self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool) -> tuple[Vectors, Stats]:
-        solved = solve_frozen(solver, f, z0, budget=budget, trace=trace)
+    def solve(self, solver: Solver, f: Map, z0: Vectors, request: Request) -> tuple[Vectors, Stats]:
+        solved = solve_frozen(solver, f, z0, request)
         with jax.default_matmul_precision(self.precision):
             attached = functools.partial(attach, lambda z: z - f(z), solve=self.linear.product)
             return detach(solved.stats.failed, solved.value, attached), solved.stats

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from deqflow.implicit.solution import Solution, Stats
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, accumulator, as_floating, norm, on_rows, per_row, relative, rows
+from deqflow.implicit.trees import Map, Vectors, accumulator, as_floating, finite, norm, on_rows, per_row, relative, rows, select
 from deqflow.registry import Range, check_ranges
 
 T = TypeVar("T")
@@ -125,7 +125,7 @@ def restarted(
         running, before = c.status == _RUNNING, norm(c.residual)
         new = cycle(c.residual, running, max_evaluations - c.evaluations)
         x, after = c.x + new.correction, norm(new.residual)
-        usable = running & jnp.isfinite(after) & jnp.all(jnp.isfinite(x), axis=1) & (after <= before)
+        usable = running & jnp.isfinite(after) & finite(x) & (after <= before)
         evaluations = c.evaluations + jnp.where(running, new.evaluations, 0)
         status = jnp.select(
             [usable & (after <= goal), ~jnp.isfinite(before), ~usable | (after > 0.99 * before), evaluations >= max_evaluations],
@@ -133,8 +133,8 @@ def restarted(
             _RUNNING,
         )
         return _Restarts(
-            x=jnp.where(usable[:, None], x, c.x),
-            residual=jnp.where(usable[:, None], new.residual, c.residual),
+            x=select(usable, x, c.x),
+            residual=select(usable, new.residual, c.residual),
             status=jnp.where(running, status, c.status).astype(jnp.int32),
             steps=c.steps + jnp.where(running, new.steps, 0),
             evaluations=evaluations,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Solver
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, accumulator, norm, per_row, relative, select
+from deqflow.implicit.trees import Map, Vectors, accumulator, norm, over, per_row, relative, select
 
 _RUNNING = -1
 
@@ -23,6 +23,24 @@ _PATIENCE = 20
 
 # By then a residual this many times the best one has not merely stopped falling: the iteration is on its way to infinity.
 _RISE = 100
+
+
+class Request(NamedTuple):
+    """What is asked of a solve beside the solution.
+
+    Attributes:
+      budget: at most this many steps, traced or not; more than `solver.max_steps` has no effect.
+      trace: whether to keep the relative residual after every step.
+      states: the numbers of steps, in increasing order, after which to keep the best iterates so far.
+    """
+
+    budget: Int[Array, ""] | int | None = None
+    trace: bool = False
+    states: tuple[int, ...] = ()
+
+    def limit(self, solver: Solver) -> Int[Array, ""] | int:
+        """The largest number of steps of this solve."""
+        return solver.max_steps if self.budget is None else jnp.minimum(self.budget, solver.max_steps)
 
 
 class Solved(NamedTuple):
@@ -58,10 +76,9 @@ def solve(
     solver: Solver,
     f: Map,
     z0: Vectors,
+    request: Request = Request(),
     *,
-    budget: Int[Array, ""] | int | None = None,
     tolerance: Float[Array, " batch"] | None = None,
-    trace: bool = False,
     keep: bool = False,
 ) -> Solved:
     """Iterate `solver` on every row of `z0` until it stops, and return each row's best iterate.
@@ -73,14 +90,13 @@ def solve(
       solver: the iteration.
       f: the function, treating every row by itself.
       z0: initial guess.
-      budget: at most this many steps, traced or not; more than `solver.max_steps` has no effect.
+      request: the step budget, and what to record on the way.
       tolerance: the residual at which each row has converged, instead of what `atol` and `rtol` make of it.
-      trace: whether to keep the relative residual after every step.
       keep: whether to keep the solver's state that belongs to the best iterate, for a gradient that reads it.
     """
     batch = z0.shape[0]
     real = accumulator(z0.dtype)
-    limit = solver.max_steps if budget is None else jnp.minimum(budget, solver.max_steps)
+    limit = request.limit(solver)
     infinite, zero = per_row(z0, jnp.inf, real), per_row(z0, 0, jnp.int32)
     start = _Progress(
         taken=jnp.zeros((), jnp.int32),
@@ -98,22 +114,22 @@ def solve(
             evaluations=zero,
             residual=infinite,
             relative_residual=infinite,
-            trace=jnp.full((solver.max_steps, batch), jnp.nan, real) if trace else None,
+            trace=jnp.full((solver.max_steps, batch), jnp.nan, real) if request.trace else None,
         ),
     )
 
-    def proceed(p: _Progress) -> Array:
-        return jnp.any(p.stats.status == _RUNNING) & (p.taken < limit)
-
     def advance(p: _Progress) -> _Progress:
-        state = solver.step(f, p.state)
+        state, taken = p.state, p.taken + 1
+        if solver.check_every > 1:
+            taken = jnp.minimum(p.taken + solver.check_every, limit)
+            state = lax.fori_loop(p.taken + 1, taken, lambda _, state: solver.step(f, state), state)
+        state = solver.step(f, state)
         point = solver.value(state)
         residual, size = norm(point.f.astype(real) - point.z.astype(real)), norm(point.f)
         ratio = relative(residual, size)
         goal = solver.atol + solver.rtol * size if tolerance is None else tolerance
         # Distance from the tolerance: what the stopping rule reads is what ranks the iterates.
         score = residual / jnp.where(goal > 0, goal, 1)
-        taken = p.taken + 1
 
         running = p.stats.status == _RUNNING
         finite = jnp.isfinite(residual) & jnp.isfinite(size)
@@ -132,13 +148,21 @@ def solve(
             evaluations=jnp.where(running, point.evaluations, p.stats.evaluations),
             residual=jnp.where(better, residual, p.stats.residual),
             relative_residual=jnp.where(better, ratio, p.stats.relative_residual),
-            trace=None if p.stats.trace is None else p.stats.trace.at[p.taken].set(jnp.where(running, ratio, jnp.nan)),
+            trace=None if p.stats.trace is None else p.stats.trace.at[taken - 1].set(jnp.where(running, ratio, jnp.nan)),
         )
-        best = jnp.where(better[:, None], point.z, p.best)
+        best = jnp.where(over(better, point.z), point.z, p.best)
         best_state = select(better, state, p.best_state) if keep else None
         score, lowest = jnp.where(better, score, p.score), jnp.where(lower, residual, p.lowest)
         return _Progress(taken, state, best, best_step, best_state, score, lowest, progress, ceiling, stats)
 
-    end = lax.while_loop(proceed, advance, start)
+    def until(limit: Array | int, p: _Progress) -> _Progress:
+        return lax.while_loop(lambda p: jnp.any(p.stats.status == _RUNNING) & (p.taken < limit), advance, p)
+
+    end, states = start, []
+    for mark in request.states:
+        end = until(jnp.minimum(mark, limit), end)
+        states.append(end.best)
+    end = until(limit, end)
     status = jnp.where(end.stats.status == _RUNNING, jnp.int32(Status.STEP_LIMIT), end.stats.status)
-    return Solved(end.best, end.stats._replace(status=status), end.best_step, end.best_state)
+    stats = end.stats._replace(status=status, states=tuple(states))
+    return Solved(end.best, stats, end.best_step, end.best_state)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from deqflow.implicit.gmres import GMRES
 from deqflow.implicit.linear import LinearSolver
 from deqflow.implicit.solver import Iterate, Solver
-from deqflow.implicit.trees import Map, Vectors, accumulator, norm, per_row
+from deqflow.implicit.trees import Map, Vectors, accumulator, norm, over, per_row, select
 from deqflow.registry import Range
 
 # Eisenstat and Walker's second choice of the forcing term, with their safeguard, and the bounds that Kelley's book gives it.
@@ -47,7 +47,9 @@ class Newton(Solver):
       atol: absolute tolerance.
       rtol: relative tolerance.
       max_steps: step limit.
+      check_every: the residual is looked at after every so many steps.
       precision: of the matrix products in `f`.
+      bfloat16_until: the relative residual down to which these products are rounded to bfloat16.
 
     Example:
       >>> import jax.numpy as jnp
@@ -76,14 +78,14 @@ class Newton(Solver):
     def step(self, f: Map, state: _State) -> _State:
         residual = state.f - state.z
         # The first step evaluates at z0; a rejected trial is halved. Neither needs a linear solve, and a zero row asks for none.
-        right = jnp.where(state.rejected[:, None], 0, residual)
+        right = jnp.where(over(state.rejected, residual), 0, residual)
         point = jnp.where((state.taken - 1) % self.refresh == 0, state.z, state.point)
         _, jacobian = jax.linearize(f, point)
         goal = state.forcing * jnp.where(state.rejected, 0, state.size)
         solution, stats = self.linear.solve_rows(lambda v: v - jacobian(v), right, tolerance=goal)
         # A solve that came to nothing, as with a singular matrix, leaves the step of plain iteration.
-        solution = jnp.where(jnp.any(solution != 0, axis=1, keepdims=True), solution, residual)
-        direction = jnp.where(state.rejected[:, None], state.direction / 2, solution)
+        solution = select(norm(solution) > 0, solution, residual)
+        direction = select(state.rejected, state.direction / 2, solution)
 
         trial = state.z + direction
         image = f(trial)
@@ -93,8 +95,8 @@ class Newton(Solver):
         accepted = first | (size < state.size)
         return _State(
             taken=state.taken + 1,
-            z=jnp.where(accepted[:, None], trial, state.z),
-            f=jnp.where(accepted[:, None], image, state.f),
+            z=select(accepted, trial, state.z),
+            f=select(accepted, image, state.f),
             size=jnp.where(accepted, size, state.size),
             point=point,
             direction=direction,

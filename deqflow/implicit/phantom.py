@@ -4,15 +4,14 @@ import dataclasses
 from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
 
 from deqflow.implicit.attach import detach
 from deqflow.implicit.gradient import Gradient, solve_frozen
+from deqflow.implicit.loop import Request
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Precision, Solver
-from deqflow.implicit.trees import Map, Vectors
+from deqflow.implicit.trees import Map, Vectors, select
 from deqflow.registry import Range, check_ranges
 
 
@@ -48,12 +47,12 @@ class Phantom(Gradient):
     def __post_init__(self) -> None:
         check_ranges(type(self).__init__, vars(self))
 
-    def solve(self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool) -> tuple[Vectors, Stats]:
-        solved = solve_frozen(solver, f, z0, budget=budget, trace=trace)
+    def solve(self, solver: Solver, f: Map, z0: Vectors, request: Request) -> tuple[Vectors, Stats]:
+        solved = solve_frozen(solver, f, z0, request)
 
         def step(z: Vectors, _: None) -> tuple[Vectors, None]:
             moved = (1 - self.damping) * z + self.damping * f(z)
-            return jnp.where(solved.stats.failed[:, None], z, moved), None  # which would only run away
+            return select(solved.stats.failed, z, moved), None  # which would only run away
 
         def attached(z: Vectors) -> Vectors:
             moved, _ = lax.scan(step, z, length=self.steps)

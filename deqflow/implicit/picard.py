@@ -30,7 +30,9 @@ class Picard(Solver):
       atol: absolute tolerance.
       rtol: relative tolerance.
       max_steps: step limit.
+      check_every: the residual is looked at after every so many steps.
       precision: of the matrix products in `f`.
+      bfloat16_until: the relative residual down to which these products are rounded to bfloat16.
 
     Example:
       >>> import jax.numpy as jnp

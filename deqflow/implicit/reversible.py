@@ -12,9 +12,10 @@ from jaxtyping import Array, Int
 
 from deqflow.implicit.attach import detach
 from deqflow.implicit.gradient import Gradient, solve_frozen
+from deqflow.implicit.loop import Request
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Iterate, Precision, Solver
-from deqflow.implicit.trees import Map, Vectors, per_row
+from deqflow.implicit.trees import Map, Vectors, over, per_row
 from deqflow.registry import Range
 
 
@@ -40,7 +41,9 @@ class Reversible(Solver):
       atol: absolute tolerance.
       rtol: relative tolerance.
       max_steps: step limit.
+      check_every: the residual is looked at after every so many steps.
       precision: of the matrix products in `f`.
+      bfloat16_until: the relative residual down to which these products are rounded to bfloat16.
 
     Example:
       >>> import jax.numpy as jnp
@@ -91,12 +94,13 @@ class ReversibleAdjoint(Gradient):
     """
 
     solvers: ClassVar[tuple[type[Solver], ...]] = (Reversible,)
+    through_steps: ClassVar[bool] = True
 
     precision: Precision = "highest"
 
-    def solve(self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool) -> tuple[Vectors, Stats]:
+    def solve(self, solver: Solver, f: Map, z0: Vectors, request: Request) -> tuple[Vectors, Stats]:
         assert isinstance(solver, Reversible)
-        solved = solve_frozen(solver, f, z0, budget=budget, trace=trace, keep=True)
+        solved = solve_frozen(solver, f, z0, request, keep=True)
         with jax.default_matmul_precision(self.precision):
             closed = jax.make_jaxpr(f)(z0)
         differentiable = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in closed.consts]
@@ -148,7 +152,7 @@ def _undo(
 
     def half(number: Array, at: Vectors, other: Vectors, at_bar: Vectors, other_bar: Vectors, parameters_bar: list[Array]) -> Any:
         """Undo `other = (1 - damping) before + damping f(at)`: `before`, and the three cotangents."""
-        active = (number <= end.steps)[:, None]
+        active = over(number <= end.steps, at)
         image, pull = jax.vjp(f, at, parameters)
         added, more = pull(jnp.where(active, damping * other_bar, 0))
         before = jnp.where(active, (other - damping * image) / (1 - damping), other)

@@ -5,15 +5,15 @@ from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from deqflow.implicit.attach import attach, detach
 from deqflow.implicit.broyden import Broyden, inverse_product
 from deqflow.implicit.gmres import GMRES
 from deqflow.implicit.gradient import Gradient, solve_frozen
+from deqflow.implicit.loop import Request
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Precision, Solver
-from deqflow.implicit.trees import Map, Vectors, norm
+from deqflow.implicit.trees import Map, Vectors, norm, over
 from deqflow.registry import Range, check_ranges
 
 
@@ -51,14 +51,14 @@ class Shine(Gradient):
     def __post_init__(self) -> None:
         check_ranges(type(self).__init__, vars(self))
 
-    def solve(self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool) -> tuple[Vectors, Stats]:
-        solved = solve_frozen(solver, f, z0, budget=budget, trace=trace, keep=True)
+    def solve(self, solver: Solver, f: Map, z0: Vectors, request: Request) -> tuple[Vectors, Stats]:
+        solved = solve_frozen(solver, f, z0, request, keep=True)
         pairs = solved.state.pairs
 
         def apply(matvec: Map, b: Vectors, transpose: bool) -> Vectors:
             shared = inverse_product(pairs, b, transpose=transpose)
             left, left_plain = b - matvec(shared), b - matvec(b)
-            closer = (norm(left) < norm(left_plain))[:, None]
+            closer = over(norm(left) < norm(left_plain), b)
             x, left = jnp.where(closer, shared, b), jnp.where(closer, left, left_plain)
             if self.refine:
                 correction = GMRES(restart=self.refine, max_steps=self.refine, rtol=0.0)

@@ -33,6 +33,7 @@ class Stats(NamedTuple):
       residual: `‖f(z) - z‖₂` at the returned value (`‖b - A x‖₂` for a linear solve); infinite where nothing finite was seen.
       relative_residual: `‖f(z) - z‖₂ / ‖f(z)‖₂` (`‖b - A x‖₂ / ‖b‖₂`).
       trace: the relative residual after every step, `(max_steps, batch)`, NaN once a sample has stopped; `None` unless it was asked for.
+      states: the best iterates on the way, one array for each of the numbers of steps asked for; a `Solution` has them itself.
     """
 
     status: Int[Array, "*batch"]
@@ -41,6 +42,7 @@ class Stats(NamedTuple):
     residual: Float[Array, "*batch"]
     relative_residual: Float[Array, "*batch"]
     trace: Float[Array, "steps *batch"] | None = None
+    states: tuple[Any, ...] = ()
 
     @property
     def converged(self) -> Bool[Array, "*batch"]:
@@ -66,11 +68,14 @@ class Solution(Generic[T]):
       value: the solution, a pytree like the initial guess.
       stats: `Stats`, one entry per sample.
       aux: what the function returned beside its value there, with `has_aux=True`.
+      states: for each of the `states` asked for, one application of the function to the best iterate after that many steps; it has the
+        derivative of that application.
     """
 
     value: T
     stats: Stats
     aux: Any = None
+    states: tuple[T, ...] = ()
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.value, self.stats))

@@ -38,7 +38,11 @@ class Solver(abc.ABC):
       atol: absolute tolerance. A sample has converged when `‖f(z) - z‖₂ <= atol + rtol ‖f(z)‖₂`.
       rtol: relative tolerance.
       max_steps: the largest number of steps, fixed when compiling; `budget` lowers it at run time.
+      check_every: the residual is looked at after every so many steps. Between them nothing is normed, compared or, on several devices,
+        exchanged; in return a sample takes up to `check_every - 1` steps too many, and only the iterates looked at can be returned.
       precision: how the matrix products inside `f` are computed while solving.
+      bfloat16_until: solve with the operands of matrix products and convolutions rounded to bfloat16 until the relative residual is
+        this small, and finish without. `max_steps` and `budget` are for both together.
       differentiable_steps: whether `step` differentiates in reverse mode, so that it may be unrolled.
     """
 
@@ -47,7 +51,9 @@ class Solver(abc.ABC):
     atol: Annotated[float, Range(ge=0)] = 0.0
     rtol: Annotated[float, Range(ge=0)] = 1e-4
     max_steps: Annotated[int, Range(ge=1)] = 50
+    check_every: Annotated[int, Range(ge=1)] = 1
     precision: Precision = "highest"
+    bfloat16_until: Annotated[float, Range(gt=0)] | None = None
 
     def __post_init__(self) -> None:
         check_ranges(type(self).__init__, vars(self))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from deqflow.implicit.gmres import GMRES
 from deqflow.implicit.linear import LinearSolver
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, as_floating, check_like, on_rows, rows
+from deqflow.implicit.trees import Map, Vectors, as_floating, check_like, on_rows, over, rows
 
 T = TypeVar("T")
 
@@ -138,7 +138,7 @@ class MonotoneInclusion(Generic[T]):
         def solve(matvec: Map, b: Vectors) -> Vectors:
             x, stats = self.linear.solve_rows(matvec, b)
             solved: Bool[Array, " batch"] = stats.status == Status.CONVERGED
-            return jnp.where(solved[:, None], x, jnp.nan)
+            return jnp.where(over(solved, x), x, jnp.nan)
 
         step = lax.custom_linear_solve(lambda v: v + alpha * product(v), alpha * apply(flat), solve, transpose_solve=solve)
         return split(flat - step)

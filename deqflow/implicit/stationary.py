@@ -12,7 +12,7 @@ from deqflow.implicit.picard import Picard
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Solver
 from deqflow.implicit.status import Status
-from deqflow.implicit.trees import Map, Vectors, norm, relative
+from deqflow.implicit.trees import Map, Vectors, norm, over, relative
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,4 +85,4 @@ def _iterate(
         residual=jnp.where(done, size, stats.residual),
         relative_residual=relative(jnp.where(done, size, stats.residual), size),
     )
-    return jnp.where(done[:, None], 0, x).astype(b.dtype), stats
+    return jnp.where(over(done, x), 0, x).astype(b.dtype), stats

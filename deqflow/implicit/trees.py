@@ -1,4 +1,4 @@
-"""Pytrees of samples seen as one matrix, a row per sample."""
+"""Pytrees of samples seen as one array, a row per sample."""
 
 import math
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 T = TypeVar("T")
 
-Vectors = Float[Array, "batch n"]
-"""A state as solvers see it: one row per sample."""
+Vectors = Float[Array, "batch *n"]
+"""A state as solvers see it: one row per sample, which may have any shape and is a vector all the same."""
 
 Map = Callable[[Vectors], Vectors]
 """A function of states that treats every row by itself."""
@@ -55,9 +55,10 @@ def check_like(out: Any, like: Any, name: str) -> None:
 
 
 def rows(tree: T, batched: bool) -> tuple[Vectors, Callable[[Vectors], T]]:
-    """`tree` as a matrix with a row per sample (a single row if not `batched`), and the way back.
+    """`tree` as one array with a row per sample (a single row if not `batched`), and the way back.
 
-    Leaves of different floating-point types meet in their common type.
+    A single leaf keeps its shape: XLA on the CPU fuses a reshape into what computes the leaf, and then does not vectorise it. Several are
+    put side by side in a matrix, in their common type.
 
     Raises:
       ValueError: if `batched` and the leaves do not share a leading axis.
@@ -68,13 +69,17 @@ def rows(tree: T, batched: bool) -> tuple[Vectors, Callable[[Vectors], T]]:
         if len(sizes) != 1 or () in sizes:
             shapes = ", ".join(str(leaf.shape) for leaf in leaves)
             raise ValueError(f"with batched=True every leaf needs the same leading batch axis, got shapes {shapes}; or say batched=False")
+    if len(leaves) == 1:
+        if batched:
+            return leaves[0], lambda vectors: jax.tree.unflatten(structure, [vectors])
+        return leaves[0][None], lambda vectors: jax.tree.unflatten(structure, [vectors[0]])
     dtype = jnp.result_type(*leaves)
     batch = leaves[0].shape[0] if batched else 1
     widths = [math.prod(leaf.shape[1:] if batched else leaf.shape) for leaf in leaves]
 
     def join(tree: T) -> Vectors:
         parts = [jnp.reshape(leaf, (batch, width)).astype(dtype) for leaf, width in zip(jax.tree.leaves(tree), widths, strict=True)]
-        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+        return jnp.concatenate(parts, axis=1)
 
     def split(vectors: Vectors) -> T:
         offsets = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
@@ -87,7 +92,7 @@ def rows(tree: T, batched: bool) -> tuple[Vectors, Callable[[Vectors], T]]:
 
 
 def on_rows(f: Callable[[T], T], like: T, batched: bool, name: str) -> Map:
-    """`f` as a function of the matrix that `rows` makes, checking on every trace that it returns what it takes."""
+    """`f` as a function of the array that `rows` makes, checking on every trace that it returns what it takes."""
     _, split = rows(like, batched)
 
     def mapped(vectors: Vectors) -> Vectors:
@@ -104,8 +109,14 @@ def accumulator(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def dot(a: Float[Array, "batch *m n"], b: Vectors) -> Float[Array, "batch *m"]:
+def matrix(vectors: Vectors) -> Float[Array, "batch n"]:
+    """Every row as a vector."""
+    return vectors.reshape(vectors.shape[0], math.prod(vectors.shape[1:]))
+
+
+def dot(a: Float[Array, "batch *m_n"], b: Vectors) -> Float[Array, "batch *m"]:
     """Per-sample inner products of the rows of `b` with (each of the rows of) `a`."""
+    a, b = a.reshape(*a.shape[: a.ndim - b.ndim + 1], math.prod(b.shape[1:])), matrix(b)
     return jnp.einsum("b...n,bn->b...", a, b, precision="highest", preferred_element_type=accumulator(b.dtype))
 
 
@@ -115,26 +126,42 @@ def norm(a: Vectors) -> Float[Array, " batch"]:
     return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
+def finite(a: Shaped[Array, "batch *m"]) -> Bool[Array, " batch"]:
+    """Which rows hold finite numbers only."""
+    return jnp.all(jnp.isfinite(a), axis=tuple(range(1, a.ndim)))
+
+
 def relative(residual: Float[Array, " batch"], size: Float[Array, " batch"]) -> Float[Array, " batch"]:
     """`residual / size`, 0 for no residual and the residual itself for no size."""
     return jnp.where(residual == 0, 0, residual / jnp.where(size > 0, size, 1))
 
 
-def combine(weights: Float[Array, "batch m"], a: Float[Array, "batch m n"]) -> Vectors:
+def combine(weights: Float[Array, "batch m"], a: Float[Array, "batch m *n"]) -> Vectors:
     """Per-sample linear combinations `Σ_j weights_j a_j`."""
-    total = jnp.einsum("bm,bmn->bn", weights, a, precision="highest", preferred_element_type=accumulator(a.dtype))
-    return total.astype(a.dtype)
+    flat = a.reshape(*a.shape[:2], math.prod(a.shape[2:]))
+    total = jnp.einsum("bm,bmn->bn", weights, flat, precision="highest", preferred_element_type=accumulator(a.dtype))
+    return total.astype(a.dtype).reshape(a.shape[0], *a.shape[2:])
+
+
+def scale(numbers: Float[Array, " batch"], vectors: Vectors) -> Vectors:
+    """Every row times its number."""
+    return over(numbers, vectors) * vectors
+
+
+def over(numbers: Shaped[Array, " batch"], like: Shaped[Array, "batch *n"]) -> Shaped[Array, "batch *ones"]:
+    """A number per row, with axes of size one so that it broadcasts over the rows of `like`."""
+    return numbers.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def select(rows: Bool[Array, " batch"], a: T, b: T) -> T:
     """Per sample, the rows of `a` where `rows` holds and those of `b` elsewhere; scalars, which samples share, are those of `a`."""
-    return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b) if a.ndim else a, a, b)
+    return jax.tree.map(lambda a, b: jnp.where(over(rows, a), a, b) if a.ndim else a, a, b)
 
 
 def per_row(like: Vectors, value: Any, dtype: Any) -> Shaped[Array, "batch *m"]:
     """`value` once for every row of `like`, and sharded over devices as its rows are, where arrays made from nothing would not be."""
     value = jnp.asarray(value, dtype)
-    zero = jnp.sum(jnp.zeros_like(like, dtype), axis=1, dtype=dtype)
+    zero = jnp.sum(jnp.zeros_like(like, dtype), axis=tuple(range(1, like.ndim)), dtype=dtype)
     return jnp.expand_dims(zero, tuple(range(1, 1 + value.ndim))) + value
 
 

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import jax
 from jax import lax
-from jaxtyping import Array, Int
 
 from deqflow.implicit.attach import attach, detach
 from deqflow.implicit.gradient import Gradient, solve_frozen
+from deqflow.implicit.loop import Request
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Precision, Solver
 from deqflow.implicit.trees import Map, Vectors
@@ -41,8 +41,8 @@ class JacobianFree(Gradient):
 
     precision: Precision = "highest"
 
-    def solve(self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool) -> tuple[Vectors, Stats]:
-        return _solve(0, self.precision, solver, f, z0, budget, trace)
+    def solve(self, solver: Solver, f: Map, z0: Vectors, request: Request) -> tuple[Vectors, Stats]:
+        return _solve(0, self.precision, solver, f, z0, request)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,17 +76,15 @@ class TruncatedNeumann(Gradient):
     def __post_init__(self) -> None:
         check_ranges(type(self).__init__, vars(self))
 
-    def solve(self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool) -> tuple[Vectors, Stats]:
-        return _solve(self.steps, self.precision, solver, f, z0, budget, trace)
+    def solve(self, solver: Solver, f: Map, z0: Vectors, request: Request) -> tuple[Vectors, Stats]:
+        return _solve(self.steps, self.precision, solver, f, z0, request)
 
 
-def _solve(
-    steps: int, precision: str, solver: Solver, f: Map, z0: Vectors, budget: Int[Array, ""] | int | None, trace: bool
-) -> tuple[Vectors, Stats]:
+def _solve(steps: int, precision: str, solver: Solver, f: Map, z0: Vectors, request: Request) -> tuple[Vectors, Stats]:
     def series(matvec: Map, b: Vectors) -> Vectors:  # matvec is I - J
         return lax.fori_loop(0, steps, lambda _, x: x + (b - matvec(x)), b)
 
-    solved = solve_frozen(solver, f, z0, budget=budget, trace=trace)
+    solved = solve_frozen(solver, f, z0, request)
     with jax.default_matmul_precision(precision):
         attached = functools.partial(attach, lambda z: z - f(z), solve=series)
         return detach(solved.stats.failed, solved.value, attached), solved.stats

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 
 from deqflow.implicit.attach import detach
 from deqflow.implicit.gradient import Gradient, solve_frozen
+from deqflow.implicit.loop import Request
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Precision, Solver
 from deqflow.implicit.trees import Map, Vectors, select
@@ -47,8 +48,8 @@ class Unrolled(Gradient):
     checkpoint: Literal["none", "every", "sqrt"] = "none"
     precision: Precision = "highest"
 
-    def solve(self, solver: Solver, f: Map, z0: Vectors, *, budget: Int[Array, ""] | int | None, trace: bool) -> tuple[Vectors, Stats]:
-        solved = solve_frozen(solver, f, z0, budget=budget, trace=trace)
+    def solve(self, solver: Solver, f: Map, z0: Vectors, request: Request) -> tuple[Vectors, Stats]:
+        solved = solve_frozen(solver, f, z0, request)
         count = jnp.where(solved.stats.failed, 0, solved.best_step)
 
         def step(state: Any, number: Int[Array, ""]) -> tuple[Any, None]:
@@ -57,7 +58,7 @@ class Unrolled(Gradient):
 
         def replayed(_: Vectors) -> Vectors:
             state = self._scan(step, solver.init(jnp.where(jnp.isfinite(z0), z0, 0)), solver.max_steps)
-            return jnp.where((count > 0)[:, None], solver.value(state).z, z0)
+            return select(count > 0, solver.value(state).z, z0)
 
         with jax.default_matmul_precision(self.precision):
             return detach(solved.stats.failed, solved.value, replayed), solved.stats

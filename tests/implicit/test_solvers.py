@@ -165,6 +165,23 @@ def test_the_trace_holds_every_residual_until_the_sample_stops(x64, solver):
         np.testing.assert_allclose(column[steps - 1], stats.relative_residual[sample])
 
 
+def test_the_residual_is_looked_at_every_so_many_steps(x64, solver, matrix, normal):
+    A, b = matrix(0.8), normal(3, 8)
+    f = lambda z: jnp.tanh(z @ A.T + b)  # noqa: E731
+    solve = lambda **changes: fixed_point(f, jnp.zeros((3, 8)), solver=with_(solver, **changes), trace=True)  # noqa: E731
+    every, third = solve(), solve(check_every=3)
+    np.testing.assert_array_equal(third.stats.steps, -(-every.stats.steps // 3) * 3)
+    np.testing.assert_allclose(third.value, every.value, rtol=1e-6, atol=1e-7)
+    # What is looked at is the same iterate, and the last look comes when the budget ends.
+    first = int(every.stats.steps.min())
+    looked = np.asarray(third.stats.trace)[:first]
+    np.testing.assert_allclose(looked[2::3], np.asarray(every.stats.trace)[:first][2::3], rtol=1e-3)
+    assert np.isnan(np.delete(looked, slice(2, None, 3), axis=0)).all()
+    short = fixed_point(f, jnp.zeros((3, 8)), solver=with_(solver, check_every=3), budget=4)
+    assert (short.stats.steps == 4).all()
+    np.testing.assert_allclose(short.stats.residual, np.linalg.norm(f(short.value) - short.value, axis=1), rtol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [{"damping": 0.0}, {"damping": 1.5}, {"rtol": -1.0}, {"max_steps": 0}, {"atol": -1e-3}])
 @pytest.mark.parametrize("kind", [Picard, Anderson])
 def test_arguments_out_of_range(kind, bad):
