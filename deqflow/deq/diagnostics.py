@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.errors import TraceContextError
 from jax import lax
+from jaxtyping import Array, Float
 
 from deqflow.implicit import Stats
 
@@ -35,11 +36,7 @@ class SolveDiagnostics(nnx.Module):
         self.failures = Diagnostics(jnp.zeros((), jnp.float32))
 
     def record(self, stats: Stats) -> None:
-        """Write the summary of `stats`.
-
-        Where Flax does not let a module change, in a plain JAX transformation that closes over it such as `jax.jit(lambda x: deq(x))`,
-        it warns instead. The statistics that `DEQ.solve` returns are there either way.
-        """
+        """Write the summary of `stats`."""
         usable = jnp.isfinite(stats.relative_residual) & ~stats.failed
         values = {
             "steps": jnp.mean(stats.steps, dtype=jnp.float32),
@@ -47,12 +44,21 @@ class SolveDiagnostics(nnx.Module):
             "residual": jnp.mean(jnp.where(usable, stats.relative_residual, 1), dtype=jnp.float32),
             "failures": jnp.mean(stats.failed, dtype=jnp.float32),
         }
-        try:
-            for name, value in values.items():
-                getattr(self, name)[...] = lax.stop_gradient(value)
-        except TraceContextError:
-            warnings.warn(
-                "the layer's diagnostics were not updated, because it is called inside a JAX transformation that its state does not pass "
-                "through; use nnx.jit, or pass the state as an argument and merge it inside (nnx.merge(..., copy=True))",
-                stacklevel=3,
-            )
+        write(*((getattr(self, name), lax.stop_gradient(value)) for name, value in values.items()))
+
+
+def write(*values: tuple[Diagnostics, Float[Array, ""]]) -> None:
+    """Set diagnostics of the call under way.
+
+    Where Flax does not let a module change, in a plain JAX transformation that closes over it such as `jax.jit(lambda x: deq(x))`,
+    it warns instead. The statistics that `DEQ.solve` returns are there either way.
+    """
+    try:
+        for variable, value in values:
+            variable[...] = value
+    except TraceContextError:
+        warnings.warn(
+            "the layer's diagnostics were not updated, because it is called inside a JAX transformation that its state does not pass "
+            "through; use nnx.jit, or pass the state as an argument and merge it inside (nnx.merge(..., copy=True))",
+            stacklevel=4,
+        )

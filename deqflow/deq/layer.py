@@ -1,5 +1,6 @@
 """The equilibrium layer."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Key
 
 from deqflow.deq.cell import State
-from deqflow.deq.diagnostics import SolveDiagnostics
-from deqflow.implicit import Anderson, Gradient, Implicit, Solution, Solver, Status, fixed_point
+from deqflow.deq.diagnostics import SolveDiagnostics, write
+from deqflow.deq.training import Penalty, Training, TrainingStep
+from deqflow.implicit import Anderson, Gradient, Implicit, Picard, Solution, Solver, Status, Unrolled, fixed_point
 from deqflow.implicit.trees import as_floating, check_like
 
 
@@ -28,6 +30,11 @@ class DEQ(nnx.Module):
         as a `Cell` does.
       solver: how to solve.
       gradient: how to differentiate.
+      eval_solver: how to solve after `model.eval()`, until `model.train()`; the same if `None`.
+      training: what is different in training: budgets, a start by unrolling, a penalty.
+
+    Raises:
+      ValueError: if the gradient does not work with the solver.
 
     Example:
       >>> from deqflow.deq import ConvCell
@@ -40,12 +47,26 @@ class DEQ(nnx.Module):
     Bai, Kolter and Koltun, "Deep equilibrium models", 2019.
     """
 
-    def __init__(self, cell: Callable[..., State], solver: Solver = Anderson(), gradient: Gradient = Implicit()) -> None:
+    def __init__(
+        self,
+        cell: Callable[..., State],
+        solver: Solver = Anderson(),
+        gradient: Gradient = Implicit(),
+        *,
+        eval_solver: Solver | None = None,
+        training: Training = Training(),
+    ) -> None:
         gradient.check(solver)
+        gradient.check(eval_solver or solver)
         self.cell = cell
         self.solver = solver
         self.gradient = gradient
+        self.eval_solver = eval_solver
+        self.training = training
+        self.deterministic = False  # set by model.eval() and model.train()
         self.diagnostics = SolveDiagnostics()
+        self.step = TrainingStep(jnp.zeros((), jnp.int32)) if training.scheduled else None
+        self.penalty = Penalty(jnp.zeros((), jnp.float32)) if training.jacobian else None
 
     def __call__(self, x: Any, *, key: Key[Array, ""] | None = None) -> State:
         """The equilibrium for the input `x`, a pytree of arrays with a leading batch axis."""
@@ -59,6 +80,7 @@ class DEQ(nnx.Module):
         z0: State | None = None,
         budget: Int[Array, ""] | int | None = None,
         trace: bool = False,
+        states: tuple[int, ...] = (),
     ) -> Solution[Any]:
         """Solve for the equilibrium and keep the statistics.
 
@@ -67,14 +89,15 @@ class DEQ(nnx.Module):
             reaches the cell, gets the status `INVALID_INPUT` and contributes nothing to any gradient.
           key: randomness for the cell, if it needs any; one draw serves the whole solve.
           z0: initial guess, for a warm start; the cell's `initial` by default, and for samples where `z0` is not finite.
-          budget: at most this many steps; may be traced.
+          budget: at most this many steps; may be traced. By default what `training` says in training, and the solver's `max_steps`.
           trace: whether `stats.trace` shall hold the relative residual after every step.
+          states: numbers of steps after which to look at the solve on its way: the solution's `states`, as in `fixed_point`.
 
         Returns:
           The equilibrium and per-sample statistics.
 
         Raises:
-          ValueError: if the cell's output differs from its state in structure, shape or dtype.
+          ValueError: if the cell's output differs from its state in structure, shape or dtype, or a key is missing that training needs.
         """
         valid = _finite(x)
         x = _select(valid, x, jax.tree.map(jnp.zeros_like, x))
@@ -91,14 +114,56 @@ class DEQ(nnx.Module):
             check_like(out, z, f"the output of the cell {type(self.cell).__name__}")
             return out
 
-        value, stats = fixed_point(step, start, solver=self.solver, gradient=self.gradient, budget=budget, trace=trace)
-        stats = stats._replace(status=jnp.where(valid, stats.status, jnp.int32(Status.INVALID_INPUT)))
+        solution = self._solved(step, start, key, budget, trace, states)
+        stats = solution.stats._replace(status=jnp.where(valid, solution.stats.status, jnp.int32(Status.INVALID_INPUT)))
         self.diagnostics.record(stats)
-        return Solution(_select(valid, value, lax.stop_gradient(value)), stats)
+        if self.penalty is not None and not self.deterministic:
+            assert self.training.jacobian is not None
+            write((self.penalty, self.training.jacobian(step, solution.value, self._step, _stream(key, 1))))
+        value, states = jax.tree.map(lambda z: _select(valid, z, lax.stop_gradient(z)), (solution.value, solution.states))
+        return Solution(value, stats, states=states)
+
+    def _solved(
+        self,
+        f: Callable[[State], State],
+        z0: State,
+        key: Key[Array, ""] | None,
+        budget: Int[Array, ""] | int | None,
+        trace: bool,
+        states: tuple[int, ...],
+    ) -> Solution[Any]:
+        if self.deterministic:
+            return fixed_point(
+                f, z0, solver=self.eval_solver or self.solver, gradient=self.gradient, budget=budget, trace=trace, states=states
+            )
+        if budget is None and self.training.budget is not None:
+            budget = self.training.budget(self._step, _stream(key, 0))
+        solve = lambda: fixed_point(f, z0, solver=self.solver, gradient=self.gradient, budget=budget, trace=trace, states=states)  # noqa: E731
+        if (first := self.training.pretraining) is None:
+            return solve()
+        # The last evaluation is of the state that is returned.
+        plain = Picard(rtol=0.0, max_steps=first.depth + 1, precision=self.solver.precision)
+
+        def unrolled() -> Solution[Any]:
+            solution = fixed_point(f, z0, solver=plain, gradient=Unrolled(), states=states)
+            trace_like = jax.eval_shape(solve).stats.trace
+            blank = None if trace_like is None else jnp.full(trace_like.shape, jnp.nan, trace_like.dtype)
+            return dataclasses.replace(solution, stats=solution.stats._replace(trace=blank))
+
+        return lax.cond(self._step < first.steps, unrolled, solve)
+
+    @property
+    def _step(self) -> Int[Array, ""]:
+        return jnp.zeros((), jnp.int32) if self.step is None else self.step[...]
 
     def _prepared(self, x: Any, key: Key[Array, ""] | None) -> Callable[[State], State]:
         prepare = getattr(self.cell, "prepare", None)
         return prepare(x, key) if prepare else lambda z: self.cell(z, x)
+
+
+def _stream(key: Key[Array, ""] | None, number: int) -> Key[Array, ""] | None:
+    """Randomness for another use than the cell's."""
+    return None if key is None else jax.random.fold_in(key, 0xDE0 + number)
 
 
 def _finite(tree: Any) -> Bool[Array, " batch"]:

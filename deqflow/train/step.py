@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from deqflow.data.spec import DataSpec
+from deqflow.deq import at_step, penalties
 from deqflow.tasks.task import Batch, Task
 from deqflow.train.optim import Optimizer
 from deqflow.train.settings import TrainSettings
@@ -46,7 +47,8 @@ class Program:
     """The mathematics of a run, without its files: how the state starts, steps and is evaluated.
 
     One training step on the state `s` and a batch is
-    `g = ∇ loss(s.params)`, `s.optimizer, u = update(g)`, `s.params += u`, `s.average = d s.average + (1 - d) s.params`,
+    `g = ∇ (loss + penalties)(s.params)`, `s.optimizer, u = update(g)`, `s.params += u`,
+    `s.average = d s.average + (1 - d) s.params`,
     compiled as one function that may reuse the memory of the old state for the new (donation).
 
     Args:
@@ -77,16 +79,22 @@ class Program:
         _, (numbers, _) = jax.eval_shape(self._objective, params, section(leaves, "model"), batch, random_key(0, Stream.LOSS))
         return state | named(jax.tree.map(jnp.zeros_like, {**numbers, "gradient_norm": jnp.float32(0)}), "sums")
 
-    def _objective(self, params: Leaves, variables: Leaves, batch: Batch, key: Key[Array, ""]) -> tuple[Array, tuple[Leaves, Leaves]]:
+    def _objective(
+        self, params: Leaves, variables: Leaves, batch: Batch, key: Key[Array, ""], step: Int[Array, ""] | int = 0
+    ) -> tuple[Array, tuple[Leaves, Leaves]]:
         model = self.layout.model(params | variables, training=True)
+        at_step(model, step)
         loss, numbers = self.task.loss(model, batch, key)
+        loss = loss + penalties(model)
         return loss, ({"loss": loss, **numbers, **solver_numbers(model)}, section(self.layout.leaves(model), "model"))
 
     def _step(self, state: Leaves, batch: Batch) -> tuple[Leaves, Leaves]:
         """The next state, and the means of the logged numbers since the last row."""
         step, params = state["step"], section(state, "params")
         key = random_key(self.seed, Stream.LOSS, step)
-        (_, (numbers, variables)), gradient = jax.value_and_grad(self._objective, has_aux=True)(params, section(state, "model"), batch, key)
+        (_, (numbers, variables)), gradient = jax.value_and_grad(self._objective, has_aux=True)(
+            params, section(state, "model"), batch, key, step
+        )
         memory = restore(jax.eval_shape(self.transform.init, params), state, "optimizer")
         updates, memory = self.transform.update(gradient, memory, params)
         params = cast(Leaves, optax.apply_updates(params, updates))
