@@ -128,6 +128,8 @@ _FAMILIES: dict[str, _Family] = {
         "what an equilibrium layer iterates",
         {
             "conv": "deqflow.deq.conv_cell:ConvCell",
+            "mlp": "deqflow.deq.mlp_cell:MLPCell",
+            "residual_conv": "deqflow.deq.residual_conv_cell:ResidualConvCell",
         },
     ),
     "solver": _Family(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key, Num
 
 from deqflow.deq import DEQ, Cell, ConvCell
 from deqflow.implicit import Anderson, Gradient, Implicit, Solution, Solver
-from deqflow.nn import GroupNorm
+from deqflow.nn import GroupNorm, windows
 from deqflow.nn.conv import Images
 from deqflow.registry import FromRuntime, Range, check_ranges
 
@@ -23,7 +23,8 @@ class DEQClassifier(nnx.Module):
 
         logits = readout(z),   z = f(z, stem(x))
 
-    The stem is a strided convolution with group normalisation, the readout a linear map of the equilibrium's average over a grid.
+    For each prime factor p of `stride` the stem takes windows of p x p pixels for one, then a 3 x 3 convolution, group normalisation and
+    a relu. The readout is a linear map of the equilibrium's averages over the tiles of a grid.
 
     Args:
       width: channels of the state.
@@ -77,8 +78,10 @@ class DEQClassifier(nnx.Module):
             )
         self.levels = levels
         self.grid = grid
-        self.stem = nnx.Conv(input_shape[2], width, (2 * stride + 1, 2 * stride + 1), stride, rngs=rngs)
-        self.stem_norm = GroupNorm(width, groups)
+        self.factors = _prime_factors(stride) or (1,)
+        channels = [input_shape[2], *(width for _ in self.factors)]
+        self.stem = nnx.List([nnx.Conv(c * p * p, width, (3, 3), rngs=rngs) for c, p in zip(channels, self.factors, strict=False)])
+        self.stem_norms = nnx.List([GroupNorm(width, groups) for _ in self.factors])
         self.deq = DEQ(cell(width=width, rngs=rngs), solver, gradient)
         self.linear = nnx.Linear(grid * grid * width, classes, rngs=rngs)
 
@@ -99,13 +102,20 @@ class DEQClassifier(nnx.Module):
         x = x.astype(jnp.float32)
         if self.levels is not None:
             x = x / (self.levels - 1)
-        return self.deq.solve(jax.nn.relu(self.stem_norm(self.stem(x))), key=key, trace=trace)
+        for p, conv, norm in zip(self.factors, self.stem, self.stem_norms, strict=True):
+            x = jax.nn.relu(norm(conv(windows(x, p))))
+        return self.deq.solve(x, key=key, trace=trace)
 
     def readout(self, z: Images) -> Float[Array, "batch classes"]:
         """Logits of an equilibrium."""
         rows, columns = (_tiles(side, self.grid) for side in z.shape[1:3])
         tiles = jnp.einsum("gh,kw,bhwc->bgkc", rows, columns, z)
         return self.linear(tiles.reshape(z.shape[0], -1))
+
+
+def _prime_factors(n: int) -> tuple[int, ...]:
+    factor = next((p for p in range(2, n + 1) if n % p == 0), None)
+    return () if factor is None else (factor, *_prime_factors(n // factor))
 
 
 def _tiles(side: int, grid: int) -> Float[np.ndarray, "grid side"]:
