@@ -112,6 +112,7 @@ _FAMILIES: dict[str, _Family] = {
         "the network that is trained",
         {
             "deq_classifier": "deqflow.models.deq_classifier:DEQClassifier",
+            "mdeq_classifier": "deqflow.models.mdeq_classifier:MDEQClassifier",
             "realnvp": "deqflow.models.realnvp:RealNVP",
         },
     ),
