@@ -112,6 +112,7 @@ _FAMILIES: dict[str, _Family] = {
         "the network that is trained",
         {
             "deq_classifier": "deqflow.models.deq_classifier:DEQClassifier",
+            "mdeq_classifier": "deqflow.models.mdeq_classifier:MDEQClassifier",
             "realnvp": "deqflow.models.realnvp:RealNVP",
         },
     ),
@@ -121,6 +122,15 @@ _FAMILIES: dict[str, _Family] = {
         {
             "classification": "deqflow.tasks.classification:Classification",
             "density": "deqflow.tasks.density:Density",
+        },
+    ),
+    "cell": _Family(
+        "deqflow.deq.cell:Cell",
+        "what an equilibrium layer iterates",
+        {
+            "conv": "deqflow.deq.conv_cell:ConvCell",
+            "mlp": "deqflow.deq.mlp_cell:MLPCell",
+            "residual_conv": "deqflow.deq.residual_conv_cell:ResidualConvCell",
         },
     ),
     "solver": _Family(

@@ -4,6 +4,9 @@ from deqflow.deq.cell import Cell
 from deqflow.deq.conv_cell import ConvCell
 from deqflow.deq.diagnostics import Diagnostics
 from deqflow.deq.layer import DEQ
+from deqflow.deq.mlp_cell import MLPCell
+from deqflow.deq.multiscale_cell import MultiscaleCell
+from deqflow.deq.residual_conv_cell import ResidualConvCell
 from deqflow.deq.training import (
     JacobianPenalty,
     Penalty,
@@ -22,8 +25,11 @@ __all__ = [
     "ConvCell",
     "Diagnostics",
     "JacobianPenalty",
+    "MLPCell",
+    "MultiscaleCell",
     "Penalty",
     "Pretraining",
+    "ResidualConvCell",
     "StepBudget",
     "Training",
     "TrainingStep",

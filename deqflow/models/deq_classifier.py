@@ -1,16 +1,16 @@
 """A deep equilibrium classifier of small images."""
 
+from collections.abc import Callable
 from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key, Num
 
-from deqflow.deq import DEQ, ConvCell
+from deqflow.deq import DEQ, Cell, ConvCell
 from deqflow.implicit import Anderson, Gradient, Implicit, Solution, Solver
-from deqflow.nn import GroupNorm
+from deqflow.models.stem import ImageStem, require_images
 from deqflow.nn.conv import Images
 from deqflow.registry import FromRuntime, Range, check_ranges
 
@@ -18,16 +18,17 @@ _SMALLEST = 3  # the side of the convolutions' kernels
 
 
 class DEQClassifier(nnx.Module):
-    """Deep equilibrium classifier of small images: one convolutional cell, solved to equilibrium.
+    """Deep equilibrium classifier of small images: one cell, solved to equilibrium.
 
         logits = readout(z),   z = f(z, stem(x))
 
-    The stem is a strided convolution with group normalisation, the readout a linear map of the equilibrium's average over a grid.
+    The stem is a chain of convolutions (`deqflow.models.stem.ImageStem`), the readout a linear map of the equilibrium's averages over the
+    tiles of a grid.
 
     Args:
       width: channels of the state.
-      groups: groups of the normalisations; must divide `width`.
-      gain: recurrent strength of the cell; more of it makes deeper equilibria that are harder to find.
+      groups: groups of the stem's normalisation; must divide `width`.
+      cell: what is solved, a map of images with `width` channels: a class, or a function, to be called with `width` and `rngs`.
       stride: the equilibrium lives on a grid this many times coarser than the image.
       grid: the readout averages the equilibrium over `grid x grid` tiles.
       solver: how the equilibrium is found.
@@ -53,7 +54,7 @@ class DEQClassifier(nnx.Module):
         *,
         width: Annotated[int, Range(ge=1)] = 32,
         groups: Annotated[int, Range(ge=1)] = 8,
-        gain: Annotated[float, Range(gt=0)] = 0.25,
+        cell: Callable[..., Cell] = ConvCell,
         stride: Annotated[int, Range(ge=1)] = 1,
         grid: Annotated[int, Range(ge=1)] = 4,
         solver: Solver = Anderson(),
@@ -64,21 +65,16 @@ class DEQClassifier(nnx.Module):
         rngs: Annotated[nnx.Rngs, FromRuntime],
     ) -> None:
         check_ranges(DEQClassifier.__init__, locals())
-        if len(input_shape) != 3:
-            raise ValueError(f"deq_classifier takes images of shape (height, width, channels), got examples of shape {input_shape}")
-        if classes is None:
-            raise ValueError("deq_classifier needs labelled data, got a data set without classes")
+        classes = require_images("deq_classifier", input_shape, classes)
         smallest = max(_SMALLEST, grid) * stride
         if min(input_shape[:2]) < smallest:
             raise ValueError(
                 f"deq_classifier with stride={stride} and grid={grid} takes images of at least {smallest} x {smallest} pixels, "
                 f"got {input_shape[0]} x {input_shape[1]}"
             )
-        self.levels = levels
         self.grid = grid
-        self.stem = nnx.Conv(input_shape[2], width, (2 * stride + 1, 2 * stride + 1), stride, rngs=rngs)
-        self.stem_norm = GroupNorm(width, groups)
-        self.deq = DEQ(ConvCell(width, groups=groups, gain=gain, rngs=rngs), solver, gradient)
+        self.stem = ImageStem(width, groups=groups, stride=stride, input_shape=input_shape, levels=levels, rngs=rngs)
+        self.deq = DEQ(cell(width=width, rngs=rngs), solver, gradient)
         self.linear = nnx.Linear(grid * grid * width, classes, rngs=rngs)
 
     def __call__(self, x: Num[Array, "batch height width channels"], *, key: Key[Array, ""] | None = None) -> Float[Array, "batch classes"]:
@@ -95,10 +91,7 @@ class DEQClassifier(nnx.Module):
           key: randomness for the cell.
           trace: whether `stats.trace` shall hold the relative residual after every step.
         """
-        x = x.astype(jnp.float32)
-        if self.levels is not None:
-            x = x / (self.levels - 1)
-        return self.deq.solve(jax.nn.relu(self.stem_norm(self.stem(x))), key=key, trace=trace)
+        return self.deq.solve(self.stem(x), key=key, trace=trace)
 
     def readout(self, z: Images) -> Float[Array, "batch classes"]:
         """Logits of an equilibrium."""

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, Key
 
 from deqflow.data.spec import DataSpec
 from deqflow.deq import at_step, penalties
+from deqflow.nn import refresh
 from deqflow.tasks.task import Batch, Task
 from deqflow.train.optim import Optimizer
 from deqflow.train.settings import TrainSettings
@@ -84,6 +85,7 @@ class Program:
     ) -> tuple[Array, tuple[Leaves, Leaves]]:
         model = self.layout.model(params | variables, training=True)
         at_step(model, step)
+        refresh(model)
         loss, numbers = self.task.loss(model, batch, key)
         loss = loss + penalties(model)
         return loss, ({"loss": loss, **numbers, **solver_numbers(model)}, section(self.layout.leaves(model), "model"))
