@@ -1,0 +1,85 @@
+"""Runs one compiled program in a process of its own, and reports how much memory and time it takes.
+
+`python child.py FOLDER SECONDS`: FOLDER holds `program` and `arguments`; `report` is put there. Of deqflow nothing is needed.
+"""
+
+import contextlib
+import ctypes
+import pickle
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.serialize_executable import deserialize_and_load
+
+_REPEATS = 7
+
+
+def main(folder: Path, limit: float) -> None:
+    """Run the program a few times, for no longer than about `limit` seconds but once at least."""
+    with contextlib.suppress(OSError):  # should memory run out, this is the process to end
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    jax.jit(jnp.linalg.qr).lower(jnp.eye(1))  # loads LAPACK, without which a program that calls it crashes
+    device = jax.local_devices()[0]
+    program = deserialize_and_load(*pickle.loads((folder / "program").read_bytes()), execution_devices=[device])
+    arguments = jax.block_until_ready(jax.device_put(pickle.loads((folder / "arguments").read_bytes()), device))
+
+    peaks, times, began = [], [], time.perf_counter()
+    outputs = None
+    while not times or (len(times) <= _REPEATS and time.perf_counter() - began < limit):
+        del outputs
+        before = _settle(device)
+        start = time.perf_counter()
+        outputs = jax.block_until_ready(program(arguments))
+        times.append(time.perf_counter() - start)
+        peaks.append(max(0, _high_water(device) - before))
+    report = {
+        "outputs": jax.device_get(outputs),
+        # The first run also loads code and starts threads.
+        "peak_bytes": int(statistics.median(peaks[1:] or peaks)),
+        "seconds": statistics.median(times[1:] or times),
+    }
+    (folder / "report").write_bytes(pickle.dumps(report))
+
+
+def _settle(device: Any) -> int:
+    """The bytes in use before a run, after which the high-water mark is to be read."""
+    if statistics_ := device.memory_stats():
+        return statistics_["bytes_in_use"]
+    time.sleep(0.05)  # the temporaries of the last run are freed a little after its outputs are ready
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
+        return _status("VmRSS")
+    except OSError:
+        return _high_water(device)
+
+
+def _high_water(device: Any) -> int:
+    """The most bytes that were in use: of the device's allocator if it counts, else of this process."""
+    if statistics_ := device.memory_stats():
+        return statistics_["peak_bytes_in_use"]
+    try:
+        return _status("VmHWM")
+    except OSError:  # not Linux
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else 1024 * most
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), float(sys.argv[2]))
+    except Exception as error:  # told in one line, on which the parent counts
+        sys.exit(f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
