@@ -3,8 +3,8 @@
 python benchmarks/memory.py
 
 The dense cell is `tanh(z Wᵀ + x)` on 128 x 512 float32 numbers, W 0.95 times an orthogonal matrix; the convolutional one is the cell of
-the digits model on 128 x 8 x 8 x 24 numbers. Both are solved by plain iteration. `bare scan` is backpropagation through the same iteration in a
-`jax.lax.scan`, with nothing of deqflow in it, by which the rows of `unrolled` are to be judged.
+the digits model on 128 x 8 x 8 x 24 numbers. Both are solved by plain iteration. `bare scan` is backpropagation through the same iteration
+in a `jax.lax.scan`, with nothing of deqflow in it, by which the rows of `unrolled` are to be judged.
 """
 
 import argparse

@@ -23,7 +23,8 @@ def main(folder: Path, limit: float) -> None:
     """Run the program a few times, for no longer than about `limit` seconds but once at least."""
     with contextlib.suppress(OSError):  # should memory run out, this is the process to end
         Path("/proc/self/oom_score_adj").write_text("1000")
-    jax.jit(jnp.linalg.qr).lower(jnp.eye(1))  # loads LAPACK, without which a program that calls it crashes
+    one = jax.ShapeDtypeStruct((1, 1), "float32")
+    jax.jit(jnp.linalg.qr).lower(one)  # loads LAPACK, without which a program that calls it crashes
     device = jax.local_devices()[0]
     program = deserialize_and_load(*pickle.loads((folder / "program").read_bytes()), execution_devices=[device])
     arguments = jax.block_until_ready(jax.device_put(pickle.loads((folder / "arguments").read_bytes()), device))

@@ -17,8 +17,8 @@ _MARKERS = dict(zip(METHODS, "os^vDPX", strict=True))
 def draw(studies: Mapping[str, Sequence[Record]]) -> Figure:
     """Peak memory, time and gradient error against the number of solver steps, a row of panels for each study.
 
-    Memory is what was measured, with what XLA had planned as a dotted line. A hollow marker in the middle panel says that the solver stopped
-    before it had taken all of its steps.
+    Memory is what was measured, with what XLA had planned as a dotted line. A hollow marker in the middle panel says that the solver
+    stopped before it had taken all of its steps.
 
     Args:
       studies: the records by title.

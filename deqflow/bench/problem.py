@@ -44,9 +44,9 @@ def of_cell(cell: Callable[..., Any], z: Any, x: Any) -> Problem:
     Example:
       >>> problem = of_cell(lambda z, x: jnp.tanh(0.5 * z + x), jnp.zeros((2, 3)), jnp.ones((2, 3)))
       >>> from deqflow.implicit import Implicit, Picard
-      >>> (gradient,), steps, failures, residual = problem.function(Picard(), Implicit())(*problem.arguments)
-      >>> gradient.shape
-      (2, 3)
+      >>> gradient, steps, failures, residual = jax.eval_shape(problem.function(Picard(), Implicit()), *problem.arguments)
+      >>> [leaf.shape for leaf in gradient]
+      [(2, 3)]
     """
     is_module = isinstance(cell, nnx.Module)
     graph, params, rest = nnx.split(cell, nnx.Param, ...) if is_module else (None, {}, {})
