@@ -79,7 +79,7 @@ def measure(cell: Callable[..., Any], z: Any, x: Any, seconds: float) -> tuple[l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="for how long each gradient is measured, once at least")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for how long each gradient is measured, twice at least")
     arguments = parser.parse_args()
     began = time.perf_counter()
     studies, metrics = {}, {}

@@ -67,7 +67,7 @@ def memory(
       methods: names out of `METHODS`.
       solver: takes the steps; its tolerances are set to zero.
       limit: bytes of memory; what XLA plans to exceed them is not run. By default what is free.
-      seconds: how long a gradient is measured for, at least once and at most eight times.
+      seconds: how long a gradient is measured for, at least twice and at most eight times; the first time does not count.
 
     Returns:
       A record for each method and number of steps, in this order. A method that fails, or does not fit, is a record whose `status` says so.

@@ -71,7 +71,7 @@ class Program:
         return None if plan is None else plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
 
     def run(self, seconds: float) -> Measured:
-        """Run it in a process of its own, for about so many seconds but once at least.
+        """Run it in a process of its own, for about so many seconds but twice at least.
 
         Raises:
           ChildError: if the process does not end well.
