@@ -264,18 +264,19 @@ def _bench(arguments: argparse.Namespace) -> int:
     from deqflow.bench import METHODS, records
     from deqflow.bench.figure import draw
     from deqflow.bench.from_config import of_config
-    from deqflow.train.machine import require_device
+    from deqflow.train.machine import refusals_told, require_device
 
     methods = arguments.methods.split(",") if arguments.methods else METHODS
-    options = {"steps": arguments.steps, "methods": methods, "solver": resolve("solver", arguments.solver)(), "limit": arguments.limit}
+    solver = resolve("solver", arguments.solver)()
     require_device()
     rows = []
-    for record in records(of_config(config), **options):
-        rows.append(record)
-        if sys.stderr.isatty():
-            print(f"{record['method']}, {record['steps']} steps: {record['status']}", file=sys.stderr)
-        if out:  # after every row, as there may be none for minutes
-            out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    with refusals_told("cannot measure", "lower data.batch_size, or make the model smaller"):
+        for record in records(of_config(config), steps=arguments.steps, methods=methods, solver=solver, limit=arguments.limit):
+            rows.append(record)
+            if sys.stderr.isatty():
+                print(f"{record['method']}, {record['steps']} steps: {record['status']}", file=sys.stderr)
+            if out:  # after every row, as there may be none for minutes
+                out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     names = ("steps", "compiled memory", "measured memory", "seconds", "gradient error")
     table = Table("method", *(Column(name, justify="right") for name in names), Column("status", overflow="fold"))
     for row in rows:

@@ -30,14 +30,15 @@ def main(folder: Path, limit: float) -> None:
     arguments = jax.block_until_ready(jax.device_put(pickle.loads((folder / "arguments").read_bytes()), device))
 
     peaks, times, began = [], [], time.perf_counter()
-    outputs = None
+    outputs, idle = None, _high_water(device)
     while len(times) < 2 or (len(times) <= _REPEATS and time.perf_counter() - began < limit):
         del outputs
-        before = _settle(device)
+        if (settled := _settle(device)) is not None:
+            idle = settled
         start = time.perf_counter()
         outputs = jax.block_until_ready(program(arguments))
         times.append(time.perf_counter() - start)
-        peaks.append(max(0, _high_water(device) - before))
+        peaks.append(max(0, _high_water(device) - idle))
     report = {
         "outputs": jax.device_get(outputs),
         "peak_bytes": int(statistics.median(peaks[1:])),  # the first run also loads code and starts threads
@@ -46,24 +47,24 @@ def main(folder: Path, limit: float) -> None:
     (folder / "report").write_bytes(pickle.dumps(report))
 
 
-def _settle(device: Any) -> int:
-    """The bytes in use before a run, after which the high-water mark is to be read."""
-    if statistics_ := device.memory_stats():
-        return statistics_["bytes_in_use"]
+def _settle(device: Any) -> int | None:
+    """The bytes in use before a run, above which the high-water mark will rise; `None` where only what it was at first is known."""
+    if counts := device.memory_stats():
+        return counts["bytes_in_use"]
     time.sleep(0.05)  # the temporaries of the last run are freed a little after its outputs are ready
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
         return _status("VmRSS")
-    except OSError:
-        return _high_water(device)
+    except OSError:  # not Linux, or not permitted
+        return None
 
 
 def _high_water(device: Any) -> int:
     """The most bytes that were in use: of the device's allocator if it counts, else of this process."""
-    if statistics_ := device.memory_stats():
-        return statistics_["peak_bytes_in_use"]
+    if counts := device.memory_stats():
+        return counts["peak_bytes_in_use"]
     try:
         return _status("VmHWM")
     except OSError:  # not Linux

@@ -25,6 +25,7 @@ def draw(studies: Mapping[str, Sequence[Record]]) -> Figure:
     """
     figure, axes = panels(3, max(1, len(studies)))
     for row, (title, records) in enumerate(studies.items()):
+        ticks = sorted({record["steps"] for record in records})
         memory, time, error = axes[3 * row : 3 * row + 3]
         for method in dict.fromkeys(record["method"] for record in records):
             here = [record for record in records if record["method"] == method]
@@ -36,6 +37,8 @@ def draw(studies: Mapping[str, Sequence[Record]]) -> Figure:
             _line(error, here, "gradient_error", 1)
         for panel, label in ((memory, "peak memory (MiB)"), (time, "time of a gradient (s)"), (error, "relative gradient error")):
             panel.set(xscale="log", yscale="log", xlabel="solver steps", ylabel=label)
+            panel.set_xticks(ticks, [str(tick) for tick in ticks])
+            panel.set_xticks([], minor=True)
             tidy(panel)
         memory.set_title(title, loc="left", fontsize=10)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(METHODS), frameon=False, fontsize=8)

@@ -89,7 +89,10 @@ class Program:
 
 
 def free_bytes() -> int | None:
-    """The memory that a new process may use without any other being swapped out, or `None` where that is not known."""
+    """The memory that a new program may plan with, so that nothing is swapped out, or `None` where that is not known.
+
+    Nine tenths of what is free, as its process needs some too.
+    """
     if counts := jax.local_devices()[0].memory_stats():
         return counts["bytes_limit"] - counts["bytes_in_use"]
     found = []
@@ -99,7 +102,7 @@ def free_bytes() -> int | None:
     for limit, usage in _CONTROL_GROUPS:
         with contextlib.suppress(OSError, ValueError):  # no limit is the word `max`, or no file
             found.append(int(Path(limit).read_text()) - int(Path(usage).read_text()))
-    return min(found, default=None)
+    return 9 * min(found) // 10 if found else None
 
 
 _CONTROL_GROUPS = [
