@@ -35,7 +35,7 @@ _NAMES = {
     "Flow": "deqflow.flows",
     "load": "deqflow.train",
 }
-_PACKAGES = ("config", "data", "deq", "flows", "implicit", "models", "nn", "registry", "tasks", "train")
+_PACKAGES = ("bench", "config", "data", "deq", "flows", "implicit", "models", "nn", "registry", "tasks", "train")
 
 __all__ = ["__version__", *_NAMES, *_PACKAGES]
 

@@ -1,4 +1,5 @@
 # What `__init__.py` imports on first use, for type checkers.
+from deqflow import bench as bench
 from deqflow import config as config
 from deqflow import data as data
 from deqflow import deq as deq

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import shlex
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import deqflow
-from deqflow.registry import UserError
+from deqflow.registry import UserError, resolve
 from deqflow.train.signals import exit_at_once
 
 # What a command needs is imported when it runs, so that `--help` and a mistake in a config answer at once.
@@ -29,6 +30,7 @@ _EXAMPLES = """examples:
   deqflow eval runs/digits_deq
   deqflow sample runs/checkerboard_realnvp -n 1000
   deqflow check configs/digits_realnvp.yaml
+  deqflow bench memory configs/digits_deq.yaml --steps 10,100 --methods implicit,unrolled --out memory.json
 """
 
 
@@ -117,6 +119,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     takes_config(sub)
 
+    sub = command("bench", _bench, "measure a model of your own", "Measure what the model of a config costs.")
+    studies = sub.add_subparsers(dest="study", required=True, metavar="STUDY")
+    sub = studies.add_parser(
+        "memory",
+        help="implicit against unrolled and other gradients",
+        description="Memory, time and error of the gradient that trains the model of CONFIG, by every method and number of solver steps. "
+        "The batch is random; no data are read.",
+    )
+    takes_config(sub)
+    sub.add_argument(
+        "--steps", type=_counts, default=(10, 100, 1000), metavar="N,N,...", help="numbers of solver steps (default: 10,100,1000)"
+    )
+    sub.add_argument("--methods", metavar="NAME,NAME,...", help="what to compare (default: all that there are)")
+    sub.add_argument("--solver", default="picard", metavar="KIND", help="takes the steps; see `deqflow list` (default: %(default)s)")
+    sub.add_argument("--limit", type=_gibibytes, metavar="GIB", help="do not run what takes more memory (default: what is free)")
+    sub.add_argument("--out", metavar="FILE", help="the .json file to write, with a .png beside it")
+    sub.add_argument("--plot", metavar="FILE", help="the picture to draw, .png, .pdf or .svg")
+
     command("list", _list, "the components that a config may name", "List the components that a config may name, by family.")
     command("schema", _schema, "the JSON schema of a config", "Print the JSON schema of a config, for editors.")
     return parser
@@ -134,6 +154,23 @@ def _seed(text: str) -> int:
     if not 0 <= number < 2**32:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 2^32 - 1, got {text}")
     return number
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"expected whole numbers from 1 on with commas between them, such as 10,100, got {text!r}")
+    return counts
+
+
+def _gibibytes(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of GiB above 0, got {text}")
+    return number * 2**30
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -211,6 +248,59 @@ def _check(arguments: argparse.Namespace) -> int:
     if report.temporary_bytes is not None:
         console.print(f"memory of a training step besides: {_size(report.temporary_bytes)}", highlight=False)
     return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from deqflow.config import load
+
+    config = load(arguments.config, arguments.overrides)
+    out = None if arguments.out is None else _writable(arguments.out, ".json")
+    plot = arguments.plot or (out and out.with_suffix(".png"))
+    plot = plot and _writable(plot, ".png", ".pdf", ".svg")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the processes that are measured need the accelerator's memory
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from deqflow.bench import METHODS, records
+    from deqflow.bench.figure import draw
+    from deqflow.bench.from_config import of_config
+    from deqflow.train.machine import refusals_told, require_device
+
+    methods = arguments.methods.split(",") if arguments.methods else METHODS
+    solver = resolve("solver", arguments.solver)()
+    require_device()
+    rows = []
+    with refusals_told("cannot measure", "lower data.batch_size, or make the model smaller"):
+        for record in records(of_config(config), steps=arguments.steps, methods=methods, solver=solver, limit=arguments.limit):
+            rows.append(record)
+            if sys.stderr.isatty():
+                print(f"{record['method']}, {record['steps']} steps: {record['status']}", file=sys.stderr)
+            if out:  # after every row, as there may be none for minutes
+                out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    names = ("steps", "compiled memory", "measured memory", "seconds", "gradient error")
+    table = Table("method", *(Column(name, justify="right") for name in names), Column("status", overflow="fold"))
+    for row in rows:
+        sizes = (None if row[name] is None else _size(row[name]) for name in ("compiled_bytes", "peak_bytes"))
+        numbers = (None if row[name] is None else f"{row[name]:.3g}" for name in ("seconds", "gradient_error"))
+        table.add_row(row["method"], str(row["steps"]), *(cell or "-" for cell in (*sizes, *numbers)), row["status"])
+    Console().print(table)
+    if plot:
+        draw({Path(arguments.config).stem: rows}).savefig(plot, dpi=200)
+    for path in filter(None, (out, plot)):
+        print(path)
+    return 0
+
+
+def _writable(name: str | Path, *suffixes: str) -> Path:
+    """The path of a file that is to be written, or an error before the work begins."""
+    path = Path(name)
+    if path.suffix not in suffixes:
+        raise UserError(f"cannot write {path}: expected a name that ends in {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'no permission'}")
+    return path
 
 
 def _list(arguments: argparse.Namespace) -> int:

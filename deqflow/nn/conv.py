@@ -1,4 +1,4 @@
-"""Convolutions whose input gradient is as fast inside a solver's loop as outside of it."""
+"""Convolutions whose gradients are as fast inside a solver's loop as outside of it."""
 
 import functools
 from collections.abc import Callable
@@ -25,8 +25,9 @@ def conv_same(x: Images, kernel: Kernel) -> Float[Array, "batch height width out
         y[i, j] = Σ_{a, b} x[i + a, j + b] kernel[a, b]
 
     with `a` and `b` counted from the kernel's centre. The value and all derivatives are those of `jax.lax.conv`. What differs is how the
-    transpose with respect to `x` is written: as a convolution with the flipped kernel. XLA on the CPU runs the one that JAX writes, with
-    reversal folded into it, much slower inside a `while_loop`, where every implicit backward pass meets it.
+    transposes are written: with respect to `x` as a convolution with the flipped kernel, and on the CPU with respect to the kernel as one
+    of transposed arrays. XLA on the CPU runs those that JAX writes, with reversal and transposition folded into them, much slower inside a
+    loop, where every implicit backward pass meets the one and every unrolled pass both.
 
     Args:
       x: images.
@@ -118,9 +119,21 @@ def _transpose_x(cotangent: Array, x: Any, kernel: Array, *, precision: Any) -> 
 
 
 def _transpose_kernel(cotangent: Array, x: Array, kernel: Any, *, precision: Any) -> Array:
-    like = jax.ShapeDtypeStruct(kernel.aval.shape, kernel.aval.dtype)
-    (out,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel, precision=precision), like)(cotangent)
-    return out
+    rows, columns = kernel.aval.shape[:2]
+
+    def written_out(x: Array, cotangent: Array) -> Array:
+        padding = [(rows // 2, rows // 2), (columns // 2, columns // 2)]
+        x, cotangent = x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)  # the batch is what is summed over
+        out = lax.conv_general_dilated(x, cotangent, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision)
+        return out.transpose(1, 2, 0, 3)
+
+    def of_jax(x: Array, cotangent: Array) -> Array:
+        like = jax.ShapeDtypeStruct(kernel.aval.shape, kernel.aval.dtype)
+        (out,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel, precision=precision), like)(cotangent)
+        return out
+
+    # Inside a loop, XLA on the CPU runs JAX's own some 100 times slower; others have a kernel for it.
+    return lax.platform_dependent(x, cotangent, cpu=written_out, default=of_jax)
 
 
 def _batch(args: Any, axes: Any, *, precision: Any) -> tuple[Array, int]:

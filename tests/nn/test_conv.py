@@ -53,6 +53,13 @@ def test_the_input_gradient_is_written_as_a_plain_convolution():
     assert "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in text
 
 
+def test_so_is_the_kernel_gradient_on_the_cpu():
+    x, kernel = jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 3))
+    text = jax.jit(jax.linear_transpose(lambda kernel: conv_same(x, kernel), kernel)).trace(x).lower(lowering_platforms=("cpu",)).as_text()
+    assert text.count("stablehlo.convolution") == 1
+    assert "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in text
+
+
 def test_keeps_the_precision_it_was_traced_with():
     x, kernel = jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 3))
 
