@@ -1,0 +1,199 @@
+"""Monotone equilibrium cells, whose equilibrium exists and is unique by parametrisation."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Key
+
+from deqflow.deq.cell import Cell
+from deqflow.implicit import GMRES, LinearSolver, MonotoneInclusion
+from deqflow.nn import Conv, MonotoneConv, MonotoneDense, MonotoneOperator
+from deqflow.registry import FromRuntime, Range
+
+Splitting = Literal["forward_backward", "peaceman_rachford"]
+
+
+class MonotoneCell(Cell):
+    """The cell of a monotone equilibrium network, for any monotone operator W and any injection U.
+
+        z = relu(W z + u),   u = U(x)
+
+    has one solution for every input, since `I - W` is strongly monotone. Iterating that equation itself may diverge; with
+    `F(z) = z - W z - u` the two splittings
+
+    - forward-backward, `z -> relu(z - alpha F(z))`: one product with W,
+    - Peaceman-Rachford, `z -> (I + alpha F)⁻¹ |z - alpha F(z)|`: a product and a linear solve
+
+    have the same fixed point, and plain iteration finds it from any start: the first for small alpha, the second for every alpha > 0.
+    (`|v| = 2 relu(v) - v` is the reflected resolvent of the ReLU. The usual Peaceman-Rachford iterates `v = z - alpha F(z)`; this is the
+    same sequence, seen where it is z.) Any solver may accelerate them. A step that is too large shows in the status of the solve.
+
+    Where alpha is left out, it is computed once per solve from upper bounds a of `‖AᵀA‖` and s of `‖B - Bᵀ‖`:
+
+        forward-backward:   alpha = min(1 / (m + a), m / (m² + 2 s²)),   a contraction by √((1 - alpha m)² + 2 alpha² s²) < 1
+        Peaceman-Rachford:  alpha = 1 / (m + a + s)
+
+    The first is far above the textbook's `m / (m + a + s)²`, as the symmetric part, which descends along a convex function, allows
+    steps up to one over its norm and only the skew part asks for less.
+
+    Args:
+      operator: W.
+      inject: any module that maps the input x to u.
+      splitting: the map whose fixed point is solved for.
+      alpha: step size, or `None` for the one above. It changes the way, not the solution.
+      linear: solves Peaceman-Rachford's linear systems where the operator cannot be factored (convolutions). A system that misses its
+        tolerance counts as diverged, so choose it above rounding and below the solver's.
+
+    Raises:
+      ValueError: if alpha is not positive and finite.
+
+    Example:
+      >>> from deqflow.deq import DEQ
+      >>> cell = MonotoneCell(MonotoneDense(4, rngs=nnx.Rngs(0)), nnx.Linear(3, 4, rngs=nnx.Rngs(1)))
+      >>> x = jnp.ones((2, 3))
+      >>> z = DEQ(cell)(x)
+      >>> print(jnp.allclose(z, jax.nn.relu(cell.operator(z) + cell.inject(x)), atol=1e-3))
+      True
+
+    Winston and Kolter, "Monotone operator equilibrium networks", 2020.
+    """
+
+    def __init__(
+        self,
+        operator: MonotoneOperator,
+        inject: Callable[[Any], Array],
+        *,
+        splitting: Splitting = "forward_backward",
+        alpha: float | None = None,
+        linear: LinearSolver = GMRES(),
+    ) -> None:
+        if alpha is not None and not 0 < alpha < float("inf"):
+            raise ValueError(f"alpha must be positive and finite, got {alpha}; leave it out for a step that always converges")
+        self.operator = operator
+        self.inject = inject
+        self.splitting = splitting
+        self.alpha = alpha
+        self.linear = linear
+
+    def prepare(self, x: Any, key: Key[Array, ""] | None = None) -> Callable[[Array], Array]:
+        inclusion, alpha = self.inclusion(x), self.step_size()
+        if self.splitting == "forward_backward":
+            return inclusion.forward_backward(alpha)
+        reflect = inclusion.peaceman_rachford(alpha)
+
+        def step(z: Array) -> Array:
+            v = z - alpha * inclusion.operator(z)
+            # reflect(v) = 2 (I + alpha F)⁻¹ |v| - |v|, solved for the resolvent.
+            return (reflect(v) + jnp.abs(v)) / 2
+
+        return step
+
+    def initial(self, x: Any) -> Array:
+        like = jax.eval_shape(self.inject, x)
+        return jnp.zeros(like.shape, like.dtype)
+
+    def inclusion(self, x: Any) -> MonotoneInclusion[Array]:
+        """The monotone inclusion `0 ∈ F(z) + G(z)` that the equilibrium solves, G having the ReLU for its resolvent."""
+        u, weight = self.inject(x), self.operator.weight()
+        resolvent = None
+        if self.splitting == "peaceman_rachford":
+            resolvent = self.operator.resolvent(weight, self.step_size())
+        return MonotoneInclusion(
+            lambda z: z - self.operator.apply(weight, z) - u,
+            lambda v, alpha: jax.nn.relu(v),
+            resolvent and (lambda v, alpha: resolvent(v + alpha * u)),
+            linear=self.linear,
+        )
+
+    def step_size(self) -> Float[Array, ""]:
+        """The step size alpha."""
+        if self.alpha is not None:
+            return jnp.asarray(self.alpha, jnp.float32)
+        m = self.operator.m
+        # The solution does not depend on the step, so there is nothing to differentiate.
+        a, s = lax.stop_gradient(self.operator.norms())
+        if self.splitting == "forward_backward":
+            return jnp.minimum(1 / (m + a), m / (m**2 + 2 * s**2))
+        return 1 / (m + a + s)
+
+
+class MonotoneDenseCell(MonotoneCell):
+    """Fully connected monotone cell.
+
+        z = relu(W z + U x + c)
+
+    Args:
+      width: features of z and x, their last axis.
+      m: strong monotonicity of `I - W`; a larger one is solved in fewer steps and depends less on itself.
+      splitting: the map whose fixed point is solved for. Peaceman-Rachford factors one matrix per solve.
+      alpha: step size, or `None` for one that converges.
+      rngs: random streams; `params` is used.
+
+    Raises:
+      ValueError: if m or alpha is not positive and finite.
+
+    Example:
+      >>> cell = MonotoneDenseCell(8, splitting="peaceman_rachford", rngs=nnx.Rngs(0))
+      >>> x = jnp.ones((2, 8))
+      >>> cell(cell.initial(x), x).shape
+      (2, 8)
+
+    Winston and Kolter, "Monotone operator equilibrium networks", 2020.
+    """
+
+    def __init__(
+        self,
+        width: Annotated[int, FromRuntime],
+        *,
+        m: Annotated[float, Range(gt=0)] = 0.5,
+        splitting: Splitting = "forward_backward",
+        alpha: Annotated[float, Range(gt=0)] | None = None,
+        rngs: Annotated[nnx.Rngs, FromRuntime],
+    ) -> None:
+        operator = MonotoneDense(width, m=m, rngs=rngs)
+        super().__init__(operator, nnx.Linear(width, width, rngs=rngs), splitting=splitting, alpha=alpha)
+
+
+class MonotoneConvCell(MonotoneCell):
+    """Convolutional monotone cell.
+
+        z = relu(W * z + U * x + c)
+
+    Args:
+      width: channels of z and x.
+      size: side of the kernels, odd.
+      m: strong monotonicity of `I - W`; a larger one is solved in fewer steps and depends less on itself.
+      splitting: the map whose fixed point is solved for. Peaceman-Rachford solves a linear system in every step.
+      alpha: step size, or `None` for one that converges.
+      linear: solves those systems.
+      rngs: random streams; `params` is used.
+
+    Raises:
+      ValueError: if m or alpha is not positive and finite, or `size` is even.
+
+    Example:
+      >>> cell = MonotoneConvCell(8, rngs=nnx.Rngs(0))
+      >>> x = jnp.ones((2, 6, 6, 8))
+      >>> cell(cell.initial(x), x).shape
+      (2, 6, 6, 8)
+
+    Winston and Kolter, "Monotone operator equilibrium networks", 2020.
+    """
+
+    def __init__(
+        self,
+        width: Annotated[int, FromRuntime],
+        *,
+        size: Annotated[int, Range(ge=1)] = 3,
+        m: Annotated[float, Range(gt=0)] = 0.5,
+        splitting: Splitting = "forward_backward",
+        alpha: Annotated[float, Range(gt=0)] | None = None,
+        linear: LinearSolver = GMRES(),
+        rngs: Annotated[nnx.Rngs, FromRuntime],
+    ) -> None:
+        operator = MonotoneConv(width, size=size, m=m, rngs=rngs)
+        super().__init__(operator, Conv(width, width, size=size, rngs=rngs), splitting=splitting, alpha=alpha, linear=linear)
