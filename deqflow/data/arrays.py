@@ -1,6 +1,7 @@
 """A user's own arrays, in `.npz`, `.npy` and IDX files."""
 
 import dataclasses
+import os
 from typing import Annotated
 
 import numpy as np
@@ -16,12 +17,13 @@ from deqflow.registry import Range, UserError, check_ranges
 class Arrays(Source):
     """Arrays in `.npz`, `.npy` and IDX files, gzipped or not, one file for each split's inputs and one for its labels.
 
-    A file is a path, from the current directory or `~`; an array of an `.npz` file is `path.npz:name`. From an `.npz` file without a name,
+    A file is a path, from `folder` or `~`; an array of an `.npz` file is `path.npz:name`. From an `.npz` file without a name,
     the inputs are its array `x` and the labels its array `y`, if it has one. Inputs have one example per row; grey images `(examples,
     height, width)` get an axis for their channel. Integers are the levels of an image; other numbers become float32.
 
     Args:
       train: inputs to train on.
+      folder: where the files are, if not in the current directory.
       train_labels: their labels, integers `0 .. classes - 1`; without labels there is no `y`.
       validation: inputs to validate on; without them, a part of the training examples.
       validation_labels: their labels.
@@ -39,14 +41,16 @@ class Arrays(Source):
       ```yaml
       data:
         kind: arrays
-        train: mnist/train-images-idx3-ubyte.gz
-        train_labels: mnist/train-labels-idx1-ubyte.gz
-        test: mnist/t10k-images-idx3-ubyte.gz
-        test_labels: mnist/t10k-labels-idx1-ubyte.gz
+        folder: data/mnist
+        train: train-images-idx3-ubyte.gz
+        train_labels: train-labels-idx1-ubyte.gz
+        test: t10k-images-idx3-ubyte.gz
+        test_labels: t10k-labels-idx1-ubyte.gz
       ```
     """
 
     train: str
+    folder: str | None = None
     train_labels: str | None = None
     validation: str | None = None
     validation_labels: str | None = None
@@ -85,13 +89,19 @@ class Arrays(Source):
 
     def _files(self, name: str) -> tuple[tuple[str, str | None], tuple[str, str | None] | None]:
         """Where a split's inputs and labels are: path and the array's name, if it has one."""
-        inputs, labels = _location(getattr(self, name)), getattr(self, f"{name}_labels")
+        inputs, labels = self._location(getattr(self, name)), getattr(self, f"{name}_labels")
         if labels is not None:
-            return inputs, _location(labels)
+            return inputs, self._location(labels)
         names = array_names(inputs[0]) if inputs[1] is None else []
         if "x" in names:
             return (inputs[0], "x"), (inputs[0], "y") if "y" in names else None
         return inputs, None
+
+    def _location(self, text: str) -> tuple[str, str | None]:
+        """Path and array name of `path.npz:name`."""
+        path, mark, name = text.rpartition(".npz:")
+        path, name = (f"{path}.npz", name) if mark else (text, None)
+        return path if self.folder is None else os.path.join(self.folder, os.path.expanduser(path)), name
 
     def _load(self, name: str) -> InMemory:
         """The examples in a split's own files, as the specification promises them."""
@@ -129,12 +139,6 @@ class Arrays(Source):
         if self.levels is not None and self.levels > 256:
             raise UserError(f"levels must be at most 256, got {self.levels}; give inputs with more values as float32")
         return self.levels or 256
-
-
-def _location(text: str) -> tuple[str, str | None]:
-    """Path and array name of `path.npz:name`."""
-    path, mark, name = text.rpartition(".npz:")
-    return (f"{path}.npz", name) if mark else (text, None)
 
 
 def _written(location: tuple[str, str | None]) -> str:

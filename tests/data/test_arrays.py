@@ -42,6 +42,16 @@ def test_images_with_labels(here):
     assert np.array_equal(everything(test)["x"], IMAGES[:7, ..., None])
 
 
+def test_files_in_a_folder(here):
+    (here / "deep").mkdir()
+    np.savez(here / "deep" / "all.npz", x=IMAGES, y=LABELS)
+    save(here, test=IMAGES[:7], test_labels=LABELS[:7])
+    outside = {name: str(here / f"{name}.npy") for name in ("test", "test_labels")}
+    source = Arrays(folder="deep", train="all.npz:x", train_labels="all.npz:y", **outside)
+    assert len(source.split("train")) == 36
+    assert np.array_equal(everything(source.split("test"))["x"], IMAGES[:7, ..., None])
+
+
 def test_points_without_labels(here):
     points = RNG.normal(size=(50, 3))
     source = Arrays(**save(here, train=points))
