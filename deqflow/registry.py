@@ -123,6 +123,13 @@ _FAMILIES: dict[str, _Family] = {
             "density": "deqflow.tasks.density:Density",
         },
     ),
+    "cell": _Family(
+        "deqflow.deq.cell:Cell",
+        "what an equilibrium layer iterates",
+        {
+            "conv": "deqflow.deq.conv_cell:ConvCell",
+        },
+    ),
     "solver": _Family(
         "deqflow.implicit.solver:Solver",
         "how an equation is solved",

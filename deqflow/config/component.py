@@ -35,6 +35,7 @@ class Component:
       kind: which member of the family; `None` where there is no choice (`train`, nested dataclasses).
       arguments: every argument of the class that a config may set, defaults filled in; components among them.
       cls: the class.
+      deferred: whether `build` makes the object, or a function that makes it.
       runtime: its other arguments.
       path: its place in the config, `model.solver`.
       places: where the text stands, for messages: of the component (under `""`) and of each argument that is written out.
@@ -45,6 +46,7 @@ class Component:
     kind: str | None
     arguments: Mapping[str, Any]
     cls: type = dataclasses.field(repr=False)
+    deferred: bool = dataclasses.field(default=False, repr=False)
     runtime: tuple[RuntimeArgument, ...] = dataclasses.field(default=(), compare=False, repr=False)
     path: str = dataclasses.field(default="", compare=False, repr=False)
     places: Mapping[str, Where] = dataclasses.field(default_factory=dict, compare=False, repr=False)
@@ -53,6 +55,9 @@ class Component:
     def build(self, **runtime: Any) -> Any:
         """The object: the class called with `arguments`, components among them built first.
 
+        Where the argument that it is for wants a function, `Callable[..., Cell]`, it is one: called with what is marked `FromRuntime`
+        (the width that a model gives its cell), it makes the object.
+
         Args:
           **runtime: values for the arguments marked `FromRuntime`, by name; names that no component asks for are ignored.
 
@@ -60,8 +65,13 @@ class Component:
           ConfigError: if the class refuses its arguments, or needs something of the data that the data does not have.
         """
         built = {name: _built(value, runtime) for name, value in self.arguments.items()}
+        if self.deferred:
+            return lambda **rest: self._made(built | rest)
         for argument in self.runtime:
             built |= self._from_runtime(argument, runtime)
+        return self._made(built)
+
+    def _made(self, built: Mapping[str, Any]) -> Any:
         try:
             return self.cls(**built)
         except ConfigError:

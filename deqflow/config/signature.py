@@ -7,7 +7,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deqflow import registry
@@ -95,6 +95,8 @@ def shape_of(hint: Any, ranges: Sequence[Range] = ()) -> Shape:
         return Table(shape_of(args[1], ranges))
     if (family := registry.family_of(hint)) is not None:
         return Family(family)
+    if origin is Callable and (family := registry.family_of(args[-1])) is not None:
+        return Family(family, deferred=True)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return Record(hint)
     return Other(hint)
@@ -121,6 +123,8 @@ def _default(cls: type, name: str, default: Any) -> Any:
 
 
 def _said(value: Any) -> Any:
+    if isinstance(value, type) and (named := registry.kind_of(value)) is not None:
+        return {"kind": named[1]}
     kind = registry.kind_of(type(value))
     if kind is not None or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
         names = [argument.name for argument in arguments_of(type(value)) if argument.shape is not None]
@@ -172,10 +176,13 @@ class Record(Shape):
 
 
 class Family(Shape):
-    """A component of a family, written as a mapping with its `kind`, or as the kind alone where the defaults will do."""
+    """A component of a family, written as a mapping with its `kind`, or as the kind alone where the defaults will do.
 
-    def __init__(self, family: str) -> None:
-        self.family = family
+    It is built at once or, `deferred`, becomes a function that builds it: see `Component.build`.
+    """
+
+    def __init__(self, family: str, deferred: bool = False) -> None:
+        self.family, self.deferred = family, deferred
 
     def text(self) -> str:
         noun = {"data": "a data source", "optim": "an optimizer", "linear": "a linear solver"}.get(self.family, f"a {self.family}")
@@ -198,7 +205,7 @@ class Family(Shape):
             cls = registry.resolve(self.family, kind.value)
         except UserError as error:
             return report.add(kind, place, str(error))
-        return component(cls, self.family, kind.value, node, path, report)
+        return component(cls, self.family, kind.value, node, path, report, self.deferred)
 
     def json(self) -> Json:
         return {"$ref": f"#/$defs/{self.family}"}
@@ -210,7 +217,7 @@ class Family(Shape):
         return registry.kinds(self.family)
 
 
-def component(cls: type, family: str, kind: str | None, node: Node, path: str, report: Report) -> Component | None:
+def component(cls: type, family: str, kind: str | None, node: Node, path: str, report: Report, deferred: bool = False) -> Component | None:
     """The component that `node`, a mapping or the name of a kind, describes."""
     try:
         arguments = arguments_of(cls)
@@ -222,7 +229,7 @@ def component(cls: type, family: str, kind: str | None, node: Node, path: str, r
     values = check_arguments(arguments, dataclasses.replace(node, value=given), path, report)
     places = {"": node.where} | {key: entry.where for key, entry in entries.items()}
     runtime = tuple(RuntimeArgument(a.name, a.admits_none, a.default is not REQUIRED) for a in arguments if a.shape is None)
-    return Component(family, kind, values, cls, runtime, path, places, report.data)
+    return Component(family, kind, values, cls, deferred, runtime, path, places, report.data)
 
 
 def check_arguments(arguments: Sequence[Argument], node: Node, path: str, report: Report, also: Sequence[str] = ()) -> dict[str, Any]:

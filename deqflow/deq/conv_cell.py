@@ -1,6 +1,7 @@
 """A convolutional cell."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Array, Key
 from deqflow.deq.cell import Cell
 from deqflow.nn import Conv, GroupNorm
 from deqflow.nn.conv import Images
+from deqflow.registry import FromRuntime, Range, check_ranges
 
 
 class ConvCell(Cell):
@@ -24,7 +26,7 @@ class ConvCell(Cell):
     Args:
       width: channels of the state and of the input `x`.
       groups: groups of the normalisations; must divide `width`.
-      gain: recurrent strength, a constant factor.
+      gain: recurrent strength, a constant factor; more of it makes deeper equilibria that are harder to find.
       rngs: random streams; `params` is used.
 
     Example:
@@ -36,7 +38,15 @@ class ConvCell(Cell):
     Bai, Koltun and Kolter, "Multiscale deep equilibrium models", 2020, use cells of this kind.
     """
 
-    def __init__(self, width: int, *, groups: int = 8, gain: float = 0.25, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        width: Annotated[int, FromRuntime],
+        *,
+        groups: Annotated[int, Range(ge=1)] = 8,
+        gain: Annotated[float, Range(gt=0)] = 0.25,
+        rngs: Annotated[nnx.Rngs, FromRuntime],
+    ) -> None:
+        check_ranges(ConvCell.__init__, locals())
         self.inject = Conv(width, width, bias=False, rngs=rngs)
         self.inject_norm = GroupNorm(width, groups)
         self.recurrent = Conv(width, width, gain=gain, bias=False, rngs=rngs)

@@ -1,5 +1,6 @@
 """A deep equilibrium classifier of small images."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key, Num
 
-from deqflow.deq import DEQ, ConvCell
+from deqflow.deq import DEQ, Cell, ConvCell
 from deqflow.implicit import Anderson, Gradient, Implicit, Solution, Solver
 from deqflow.nn import GroupNorm
 from deqflow.nn.conv import Images
@@ -18,7 +19,7 @@ _SMALLEST = 3  # the side of the convolutions' kernels
 
 
 class DEQClassifier(nnx.Module):
-    """Deep equilibrium classifier of small images: one convolutional cell, solved to equilibrium.
+    """Deep equilibrium classifier of small images: one cell, solved to equilibrium.
 
         logits = readout(z),   z = f(z, stem(x))
 
@@ -26,8 +27,8 @@ class DEQClassifier(nnx.Module):
 
     Args:
       width: channels of the state.
-      groups: groups of the normalisations; must divide `width`.
-      gain: recurrent strength of the cell; more of it makes deeper equilibria that are harder to find.
+      groups: groups of the stem's normalisation; must divide `width`.
+      cell: what is solved, a map of images with `width` channels: a class, or a function, to be called with `width` and `rngs`.
       stride: the equilibrium lives on a grid this many times coarser than the image.
       grid: the readout averages the equilibrium over `grid x grid` tiles.
       solver: how the equilibrium is found.
@@ -53,7 +54,7 @@ class DEQClassifier(nnx.Module):
         *,
         width: Annotated[int, Range(ge=1)] = 32,
         groups: Annotated[int, Range(ge=1)] = 8,
-        gain: Annotated[float, Range(gt=0)] = 0.25,
+        cell: Callable[..., Cell] = ConvCell,
         stride: Annotated[int, Range(ge=1)] = 1,
         grid: Annotated[int, Range(ge=1)] = 4,
         solver: Solver = Anderson(),
@@ -78,7 +79,7 @@ class DEQClassifier(nnx.Module):
         self.grid = grid
         self.stem = nnx.Conv(input_shape[2], width, (2 * stride + 1, 2 * stride + 1), stride, rngs=rngs)
         self.stem_norm = GroupNorm(width, groups)
-        self.deq = DEQ(ConvCell(width, groups=groups, gain=gain, rngs=rngs), solver, gradient)
+        self.deq = DEQ(cell(width=width, rngs=rngs), solver, gradient)
         self.linear = nnx.Linear(grid * grid * width, classes, rngs=rngs)
 
     def __call__(self, x: Num[Array, "batch height width channels"], *, key: Key[Array, ""] | None = None) -> Float[Array, "batch classes"]:

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import pathlib
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -14,6 +15,10 @@ from deqflow.registry import FromRuntime, Range, check_ranges
 
 class Solver:
     """Base class of the solvers."""
+
+
+class Cell:
+    """Base class of the cells."""
 
 
 class Schedule:
@@ -45,6 +50,15 @@ class Picard(Solver):
     """Plain iteration."""
 
     damping: Annotated[float, Range(gt=0, le=1)] = 1
+
+
+class Conv(Cell):
+    """A cell whose width comes from the model."""
+
+    def __init__(self, width: Annotated[int, FromRuntime], *, groups: int = 2, solver: Solver = Picard()):
+        if width % groups:
+            raise ValueError(f"groups must divide the width, got {groups} groups for {width}")
+        self.width, self.groups, self.solver = width, groups, solver
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +120,7 @@ class Classifier:
         solver: Solver = Anderson(history=7),
         fallback: Solver | None = None,
         cells: tuple[Solver, ...] = (),
+        core: Callable[..., Cell] = Conv,
         norm: Literal["group", "layer"] = "group",
         classes: Annotated[int, FromRuntime],
         levels: Annotated[int | None, FromRuntime],
@@ -114,6 +129,7 @@ class Classifier:
         if width % 2:
             raise ValueError(f"width must be even, got {width}")
         self.width, self.solver, self.fallback, self.cells, self.norm = width, solver, fallback, cells, norm
+        self.core = core(width=width)
         self.classes, self.levels, self.rngs = classes, levels, rngs
 
 
@@ -142,6 +158,7 @@ _KINDS = {
     "data": {"moons": Moons, "pictures": Pictures},
     "model": {"classifier": Classifier},
     "task": {"density": Density},
+    "cell": {"conv": Conv},
     "solver": {"anderson": Anderson, "picard": Picard},
     "optim": {"adam": Adam},
     "schedule": {"cosine": Cosine},
@@ -168,7 +185,7 @@ def fakes(monkeypatch):
     """The registry holds the components above alone."""
 
     def family(name):
-        base = {"solver": Solver, "schedule": Schedule}.get(name)
+        base = {"cell": Cell, "solver": Solver, "schedule": Schedule}.get(name)
         return registry._Family(f"{__name__}:{base.__name__}" if base else f"none:{name}", f"what {name} is", dict(_KINDS[name]))
 
     monkeypatch.setattr(registry, "_FAMILIES", {name: family(name) for name in _KINDS})

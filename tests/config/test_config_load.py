@@ -20,7 +20,7 @@ def test_every_default_is_filled_in(text):
     config = parse(text)
     assert (config.seed, config.plugins) == (1, ())
     assert (config.model.family, config.model.kind) == ("model", "classifier")
-    assert set(config.model.arguments) == {"width", "solver", "fallback", "cells", "norm"}
+    assert set(config.model.arguments) == {"width", "solver", "fallback", "cells", "core", "norm"}
     assert config.model.arguments["solver"].arguments == {"history": 5, "rtol": 1e-4, "exact": False}
     assert [cell.kind for cell in config.model.arguments["cells"]] == ["picard", "anderson"]
     assert config.data.arguments == {"batch_size": 8, "noise": 0.1, "name": None}
@@ -45,6 +45,19 @@ def test_build_constructs_nested_components_and_passes_runtime_arguments(text):
     optimizer = parse(text).optim.build()
     assert optimizer.lr.peak == 1e-3
     assert parse(text).train.build().steps == 1000
+
+
+def test_where_a_function_is_wanted_the_component_is_made_when_it_is_called(text):
+    build = {"classes": 10, "levels": None}
+    assert parse(text).model.build(**build).core.groups == 2
+    config = parse(text, ["model.core={kind: conv, groups: 4, solver: anderson}"])
+    core = config.model.build(**build).core
+    assert (type(core).__name__, core.width, core.groups, core.solver.history) == ("Conv", 4, 4, 5)
+    assert parse(config.dump()) == config
+    with pytest.raises(ConfigError, match=r"model\.core\.groups: groups must divide the width, got 3 groups for 4"):
+        parse(text, ["model.core={kind: conv, groups: 3}"]).model.build(**build)
+    with pytest.raises(ConfigError, match=r"model\.core\.width: comes from the data or the trainer"):
+        parse(text, ["model.core={kind: conv, width: 3}"])
 
 
 def test_an_optional_runtime_argument_keeps_its_default(text):

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,13 +7,14 @@ import optax
 import pytest
 from flax import nnx
 
-from deqflow.deq import Diagnostics
+from deqflow.deq import ConvCell, Diagnostics
 from deqflow.implicit import Anderson, Picard
 from deqflow.models.deq_classifier import DEQClassifier
 
 
 def build(**changes):
-    arguments = {"width": 8, "groups": 4, "input_shape": (8, 8, 1), "classes": 10, "levels": 17, "rngs": nnx.Rngs(0)}
+    cell = functools.partial(ConvCell, groups=4)
+    arguments = {"width": 8, "groups": 4, "cell": cell, "input_shape": (8, 8, 1), "classes": 10, "levels": 17, "rngs": nnx.Rngs(0)}
     return DEQClassifier(**{**arguments, **changes})
 
 
@@ -66,7 +69,8 @@ def test_the_readout_averages_tiles():
         ({"classes": None}, "labelled"),
         ({"width": 10}, "4 groups for 10 channels"),
         ({"width": 0}, "width"),
-        ({"gain": 0.0}, "gain"),
+        ({"cell": functools.partial(ConvCell, groups=3)}, "3 groups for 8 channels"),
+        ({"cell": functools.partial(ConvCell, gain=0.0)}, "gain"),
     ],
 )
 def test_what_it_cannot_take(changes, message):
