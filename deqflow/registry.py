@@ -128,6 +128,8 @@ _FAMILIES: dict[str, _Family] = {
         "what an equilibrium layer iterates",
         {
             "conv": "deqflow.deq.conv_cell:ConvCell",
+            "monotone_conv": "deqflow.deq.monotone_cell:MonotoneConvCell",
+            "monotone_dense": "deqflow.deq.monotone_cell:MonotoneDenseCell",
         },
     ),
     "solver": _Family(

@@ -32,10 +32,10 @@ class MonotoneCell(Cell):
     (`|v| = 2 relu(v) - v` is the reflected resolvent of the ReLU. The usual Peaceman-Rachford iterates `v = z - alpha F(z)`; this is the
     same sequence, seen where it is z.) Any solver may accelerate them. A step that is too large shows in the status of the solve.
 
-    Where alpha is left out, it is computed once per solve from upper bounds a of `‖AᵀA‖` and s of `‖B - Bᵀ‖`:
+    Where alpha is left out, it is computed once per solve from upper bounds a of `‖AᵀA‖` and s of `‖S‖`:
 
         forward-backward:   alpha = min(1 / (m + a), m / (m² + 2 s²)),   a contraction by √((1 - alpha m)² + 2 alpha² s²) < 1
-        Peaceman-Rachford:  alpha = 1 / (m + a + s)
+        Peaceman-Rachford:  alpha = 1 / √(m (m + a) + s²)
 
     The first is far above the textbook's `m / (m + a + s)²`, as the symmetric part, which descends along a convex function, allows
     steps up to one over its norm and only the skew part asks for less.
@@ -118,7 +118,7 @@ class MonotoneCell(Cell):
         a, s = lax.stop_gradient(self.operator.norms())
         if self.splitting == "forward_backward":
             return jnp.minimum(1 / (m + a), m / (m**2 + 2 * s**2))
-        return 1 / (m + a + s)
+        return lax.rsqrt(m * (m + a) + s**2)
 
 
 class MonotoneDenseCell(MonotoneCell):
@@ -129,6 +129,7 @@ class MonotoneDenseCell(MonotoneCell):
     Args:
       width: features of z and x, their last axis.
       m: strong monotonicity of `I - W`; a larger one is solved in fewer steps and depends less on itself.
+      skew: constant factor of the skew part of W.
       splitting: the map whose fixed point is solved for. Peaceman-Rachford factors one matrix per solve.
       alpha: step size, or `None` for one that converges.
       rngs: random streams; `params` is used.
@@ -149,12 +150,13 @@ class MonotoneDenseCell(MonotoneCell):
         self,
         width: Annotated[int, FromRuntime],
         *,
-        m: Annotated[float, Range(gt=0)] = 0.5,
+        m: Annotated[float, Range(gt=0)] = 1.0,
+        skew: float = 0.25,
         splitting: Splitting = "forward_backward",
         alpha: Annotated[float, Range(gt=0)] | None = None,
         rngs: Annotated[nnx.Rngs, FromRuntime],
     ) -> None:
-        operator = MonotoneDense(width, m=m, rngs=rngs)
+        operator = MonotoneDense(width, m=m, skew=skew, rngs=rngs)
         super().__init__(operator, nnx.Linear(width, width, rngs=rngs), splitting=splitting, alpha=alpha)
 
 
@@ -167,6 +169,7 @@ class MonotoneConvCell(MonotoneCell):
       width: channels of z and x.
       size: side of the kernels, odd.
       m: strong monotonicity of `I - W`; a larger one is solved in fewer steps and depends less on itself.
+      skew: constant factor of the skew part of W.
       splitting: the map whose fixed point is solved for. Peaceman-Rachford solves a linear system in every step.
       alpha: step size, or `None` for one that converges.
       linear: solves those systems.
@@ -189,11 +192,12 @@ class MonotoneConvCell(MonotoneCell):
         width: Annotated[int, FromRuntime],
         *,
         size: Annotated[int, Range(ge=1)] = 3,
-        m: Annotated[float, Range(gt=0)] = 0.5,
+        m: Annotated[float, Range(gt=0)] = 1.0,
+        skew: float = 0.25,
         splitting: Splitting = "forward_backward",
         alpha: Annotated[float, Range(gt=0)] | None = None,
         linear: LinearSolver = GMRES(),
         rngs: Annotated[nnx.Rngs, FromRuntime],
     ) -> None:
-        operator = MonotoneConv(width, size=size, m=m, rngs=rngs)
+        operator = MonotoneConv(width, size=size, m=m, skew=skew, rngs=rngs)
         super().__init__(operator, Conv(width, width, size=size, rngs=rngs), splitting=splitting, alpha=alpha, linear=linear)

@@ -23,22 +23,24 @@ Weight = Float[Array, "*offsets width width"]
 class MonotoneOperator(nnx.Module, abc.ABC):
     """A linear map W that falls short of the identity by at least m.
 
-        W = (1 - m) I - AᵀA + B - Bᵀ,   so that   zᵀ(I - W) z = m ‖z‖² + ‖A z‖² >= m ‖z‖²
+        W = (1 - m) I - AᵀA + S,   S = skew (B - Bᵀ),   so that   zᵀ(I - W) z = m ‖z‖² + ‖A z‖² >= m ‖z‖²
 
-    whatever A and B are, since `zᵀ(B - Bᵀ) z = 0`. Every equation `z = relu(W z + b)` then has exactly one solution.
+    whatever A and B are, since `zᵀS z = 0`. Every equation `z = relu(W z + b)` then has exactly one solution.
 
     Attributes:
       width: features, or channels, of z.
       m: the strong monotonicity of `I - W`.
+      skew: a constant factor of the skew part.
       A: parameters of the symmetric part.
       B: parameters of the skew part.
     """
 
-    def __init__(self, width: int, m: float, A: Float[Array, "*offsets width width"], B: Float[Array, "*more width width"]) -> None:
+    def __init__(self, width: int, m: float, skew: float, A: Array, B: Array) -> None:
         if not 0 < m < float("inf"):
             raise ValueError(f"m must be positive and finite, got {m}: it is what makes the equilibrium unique")
         self.width = width
         self.m = m
+        self.skew = skew
         self.A = nnx.Param(A)
         self.B = nnx.Param(B)
 
@@ -51,8 +53,8 @@ class MonotoneOperator(nnx.Module, abc.ABC):
         return self._assemble(self.A[...], self.B[...])
 
     def norms(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Upper bounds of the norms of `AᵀA` and `B - Bᵀ`."""
-        return self._norm_bound(self._gram(self.A[...])), self._norm_bound(self._skew(self.B[...]))
+        """Upper bounds of the norms of `AᵀA` and S."""
+        return self._norm_bound(self._gram(self.A[...])), self._norm_bound(self._skew_part(self.B[...]))
 
     def monotonicity(self) -> float:
         """A lower bound of the smallest eigenvalue of the symmetric part of `I - W`, for W as it is computed.
@@ -79,16 +81,19 @@ class MonotoneOperator(nnx.Module, abc.ABC):
         """The map `(I + alpha (I - W))⁻¹`, factored here, once per solve; `None` where only an iteration can apply it."""
 
     def _assemble(self, A: Array, B: Array) -> Weight:
-        rest = self._skew(B) - self._gram(A)
+        rest = self._skew_part(B) - self._gram(A)
         # The identity is a block at the centre: of kernels, the offset zero.
         centre = tuple(side // 2 for side in rest.shape[:-2])
         return rest.at[centre].add((1 - self.m) * jnp.eye(self.width, dtype=rest.dtype))
+
+    def _skew_part(self, B: Array) -> Weight:
+        return self.skew * (B - self._transpose(B))
 
     @abc.abstractmethod
     def _gram(self, A: Array) -> Weight: ...
 
     @abc.abstractmethod
-    def _skew(self, B: Array) -> Weight: ...
+    def _transpose(self, B: Array) -> Weight: ...
 
     @abc.abstractmethod
     def _norm_bound(self, weight: Weight) -> Float[Array, ""]: ...
@@ -97,13 +102,15 @@ class MonotoneOperator(nnx.Module, abc.ABC):
 class MonotoneDense(MonotoneOperator):
     """The monotone operator of a fully connected network, a matrix.
 
-        W = (1 - m) I - AᵀA + B - Bᵀ,   A and B any square matrices
+        W = (1 - m) I - AᵀA + skew (B - Bᵀ),   A and B any square matrices
 
     Every matrix with the inequality is of this form.
 
     Args:
       width: features of z, its last axis.
       m: strong monotonicity of `I - W`.
+      skew: constant factor of the skew part. A small one also makes an optimizer like Adam, whose steps are the same for every parameter,
+        change that part by less; it is the part that asks forward-backward for small steps.
       rngs: random streams; `params` is used.
 
     Raises:
@@ -119,9 +126,9 @@ class MonotoneDense(MonotoneOperator):
     Winston and Kolter, "Monotone operator equilibrium networks", 2020.
     """
 
-    def __init__(self, width: int, *, m: Annotated[float, Range(gt=0)] = 0.5, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, *, m: Annotated[float, Range(gt=0)] = 1.0, skew: float = 0.25, rngs: nnx.Rngs) -> None:
         A, B = _initial(rngs, (width, width), width), _initial(rngs, (width, width), width)
-        super().__init__(width, m, A, B)
+        super().__init__(width, m, skew, A, B)
 
     def apply(self, weight: Weight, z: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         return z @ weight.mT
@@ -133,8 +140,8 @@ class MonotoneDense(MonotoneOperator):
     def _gram(self, A: Array) -> Weight:
         return jnp.matmul(A.mT, A, precision="highest")
 
-    def _skew(self, B: Array) -> Weight:
-        return B - B.mT
+    def _transpose(self, B: Array) -> Weight:
+        return B.mT
 
     def _norm_bound(self, weight: Weight) -> Float[Array, ""]:
         return norm_bound(weight)
@@ -143,7 +150,7 @@ class MonotoneDense(MonotoneOperator):
 class MonotoneConv(MonotoneOperator):
     """The monotone operator of a convolutional network: a convolution with zero padding that keeps the size.
 
-        W = (1 - m) I - AᵀA + B - Bᵀ
+        W = (1 - m) I - AᵀA + skew (B - Bᵀ)
 
     where B is such a convolution, and A one with kernels of half the size whose result is larger than the image, as far as it has a pixel
     to see. With that border AᵀA is itself a convolution, of A's kernel with itself, and so is W: one convolution of `size` per
@@ -153,6 +160,8 @@ class MonotoneConv(MonotoneOperator):
       width: channels of z.
       size: side of the kernel of W, odd; that of A is `(size + 1) / 2`.
       m: strong monotonicity of `I - W`.
+      skew: constant factor of the skew part. A small one also makes an optimizer like Adam, whose steps are the same for every parameter,
+        change that part by less; it is the part that asks forward-backward for small steps.
       rngs: random streams; `params` is used.
 
     Raises:
@@ -167,14 +176,20 @@ class MonotoneConv(MonotoneOperator):
     """
 
     def __init__(
-        self, width: int, *, size: Annotated[int, Range(ge=1)] = 3, m: Annotated[float, Range(gt=0)] = 0.5, rngs: nnx.Rngs
+        self,
+        width: int,
+        *,
+        size: Annotated[int, Range(ge=1)] = 3,
+        m: Annotated[float, Range(gt=0)] = 1.0,
+        skew: float = 0.25,
+        rngs: nnx.Rngs,
     ) -> None:
         if size % 2 == 0:
             raise ValueError(f"size must be odd, so that the kernel has a centre, got {size}")
         half = (size + 1) // 2
         A = _initial(rngs, (half, half, width, width), half * half * width)
         B = _initial(rngs, (size, size, width, width), size * size * width)
-        super().__init__(width, m, A, B)
+        super().__init__(width, m, skew, A, B)
 
     def apply(self, weight: Kernel, z: Images) -> Images:
         return conv_same(z, weight)
@@ -190,8 +205,8 @@ class MonotoneConv(MonotoneOperator):
         gram = lax.conv_general_dilated(images, kernels, (1, 1), border, dimension_numbers=numbers, precision="highest")
         return gram.transpose(1, 2, 0, 3)
 
-    def _skew(self, B: Kernel) -> Kernel:
-        return B - transposed(B)
+    def _transpose(self, B: Kernel) -> Kernel:
+        return transposed(B)
 
     def _norm_bound(self, weight: Kernel) -> Float[Array, ""]:
         return conv_norm_bound(weight)
