@@ -22,8 +22,8 @@ class MonotoneCell(Cell):
 
         z = relu(W z + u),   u = U(x)
 
-    has one solution for every input, since `I - W` is strongly monotone. Iterating that equation itself may diverge; with
-    `F(z) = z - W z - u` the two splittings
+    has one solution for every input, since `I - W = m I + AᵀA - S` with a skew S is strongly monotone. Iterating that equation itself may
+    diverge; with `F(z) = z - W z - u` the two splittings
 
     - forward-backward, `z -> relu(z - alpha F(z))`: one product with W,
     - Peaceman-Rachford, `z -> (I + alpha F)⁻¹ |z - alpha F(z)|`: a product and a linear solve
@@ -34,11 +34,11 @@ class MonotoneCell(Cell):
 
     Where alpha is left out, it is computed once per solve from upper bounds a of `‖AᵀA‖` and s of `‖S‖`:
 
-        forward-backward:   alpha = min(1 / (m + a), m / (m² + 2 s²)),   a contraction by √((1 - alpha m)² + 2 alpha² s²) < 1
+        forward-backward:   alpha = min(1 / (m + a), m / (m² + 2 s²)),   a contraction by √(1 - alpha m)
         Peaceman-Rachford:  alpha = 1 / √(m (m + a) + s²)
 
-    The first is far above the textbook's `m / (m + a + s)²`, as the symmetric part, which descends along a convex function, allows
-    steps up to one over its norm and only the skew part asks for less.
+    The first is far above the textbook's `m / (m + a + s)²`: the symmetric part, the gradient of a convex function, allows steps up to one
+    over its norm, and only the skew part asks for less.
 
     Args:
       operator: W.
@@ -80,14 +80,22 @@ class MonotoneCell(Cell):
         self.linear = linear
 
     def prepare(self, x: Any, key: Key[Array, ""] | None = None) -> Callable[[Array], Array]:
-        inclusion, alpha = self.inclusion(x), self.step_size()
+        u, weight = self.inject(x), self.operator.weight()
+        alpha = self.step_size().astype(u.dtype)
+
+        def F(z: Array) -> Array:
+            return z - self.operator.apply(weight, z) - u
+
         if self.splitting == "forward_backward":
-            return inclusion.forward_backward(alpha)
-        reflect = inclusion.peaceman_rachford(alpha)
+            return MonotoneInclusion(F, _relu).forward_backward(alpha)
+
+        solve = self.operator.resolvent(weight, alpha)
+        resolvent = None if solve is None else lambda v, alpha: solve(v + alpha * u)
+        reflect = MonotoneInclusion(F, _relu, resolvent, linear=self.linear).peaceman_rachford(alpha)
 
         def step(z: Array) -> Array:
-            v = z - alpha * inclusion.operator(z)
-            # reflect(v) = 2 (I + alpha F)⁻¹ |v| - |v|, solved for the resolvent.
+            v = z - alpha * F(z)
+            # reflect(v) = 2 (I + alpha F)⁻¹ |v| - |v|, and the resolvent in it is the next z.
             return (reflect(v) + jnp.abs(v)) / 2
 
         return step
@@ -95,19 +103,6 @@ class MonotoneCell(Cell):
     def initial(self, x: Any) -> Array:
         like = jax.eval_shape(self.inject, x)
         return jnp.zeros(like.shape, like.dtype)
-
-    def inclusion(self, x: Any) -> MonotoneInclusion[Array]:
-        """The monotone inclusion `0 ∈ F(z) + G(z)` that the equilibrium solves, G having the ReLU for its resolvent."""
-        u, weight = self.inject(x), self.operator.weight()
-        resolvent = None
-        if self.splitting == "peaceman_rachford":
-            resolvent = self.operator.resolvent(weight, self.step_size())
-        return MonotoneInclusion(
-            lambda z: z - self.operator.apply(weight, z) - u,
-            lambda v, alpha: jax.nn.relu(v),
-            resolvent and (lambda v, alpha: resolvent(v + alpha * u)),
-            linear=self.linear,
-        )
 
     def step_size(self) -> Float[Array, ""]:
         """The step size alpha."""
@@ -117,8 +112,15 @@ class MonotoneCell(Cell):
         # The solution does not depend on the step, so there is nothing to differentiate.
         a, s = lax.stop_gradient(self.operator.norms())
         if self.splitting == "forward_backward":
+            # With P = AᵀA and (P z)ᵀz >= ‖P z‖² / a, for alpha (m + a) <= 1:
+            #   ‖z - alpha (m z + P z - S z)‖² <= ((1 - alpha m)² + 2 alpha² s²) ‖z‖² <= (1 - alpha m) ‖z‖².
             return jnp.minimum(1 / (m + a), m / (m**2 + 2 * s**2))
         return lax.rsqrt(m * (m + a) + s**2)
+
+
+def _relu(v: Array, alpha: Any) -> Array:
+    """The ReLU is the resolvent of its G for every alpha."""
+    return jax.nn.relu(v)
 
 
 class MonotoneDenseCell(MonotoneCell):

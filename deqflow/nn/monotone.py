@@ -69,8 +69,9 @@ class MonotoneOperator(nnx.Module, abc.ABC):
         used = np.asarray(self.weight(), np.float64)
         with jax.enable_x64(True):
             exact = np.asarray(self._assemble(*(jnp.asarray(np.asarray(p[...]), jnp.float64) for p in (self.A, self.B))))
-        # What float64 rounds away in its turn is smaller by many digits; twice is more than enough.
-        return float(self.m - 2 * np.linalg.norm(used - exact, axis=(-2, -1)).sum())
+        # The second term is for what float64 rounds away in its turn.
+        size = [np.linalg.norm(weight, axis=(-2, -1)).sum() for weight in (used - exact, exact)]
+        return float(self.m - size[0] - 1e-12 * size[1])
 
     @abc.abstractmethod
     def apply(self, weight: Weight, z: Array) -> Array:
@@ -197,7 +198,7 @@ class MonotoneConv(MonotoneOperator):
     def resolvent(self, weight: Kernel, alpha: float | Float[Array, ""]) -> None:
         return None
 
-    def _gram(self, A: Kernel) -> Kernel:
+    def _gram(self, A: Kernel) -> Weight:
         # Pixel d of (AᵀA)'s kernel is Σ A[p + d] A[p]ᵀ: each input's kernel, an image, is correlated with those of all inputs.
         border = [(side - 1, side - 1) for side in A.shape[:2]]
         images, kernels = A.transpose(2, 0, 1, 3), A.transpose(0, 1, 3, 2)
@@ -205,7 +206,7 @@ class MonotoneConv(MonotoneOperator):
         gram = lax.conv_general_dilated(images, kernels, (1, 1), border, dimension_numbers=numbers, precision="highest")
         return gram.transpose(1, 2, 0, 3)
 
-    def _transpose(self, B: Kernel) -> Kernel:
+    def _transpose(self, B: Kernel) -> Weight:
         return transposed(B)
 
     def _norm_bound(self, weight: Kernel) -> Float[Array, ""]:
