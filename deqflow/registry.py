@@ -112,6 +112,7 @@ _FAMILIES: dict[str, _Family] = {
         "the network that is trained",
         {
             "deq_classifier": "deqflow.models.deq_classifier:DEQClassifier",
+            "mdeq_classifier": "deqflow.models.mdeq_classifier:MDEQClassifier",
             "realnvp": "deqflow.models.realnvp:RealNVP",
         },
     ),
@@ -128,8 +129,10 @@ _FAMILIES: dict[str, _Family] = {
         "what an equilibrium layer iterates",
         {
             "conv": "deqflow.deq.conv_cell:ConvCell",
+            "mlp": "deqflow.deq.mlp_cell:MLPCell",
             "monotone_conv": "deqflow.deq.monotone_cell:MonotoneConvCell",
             "monotone_dense": "deqflow.deq.monotone_cell:MonotoneDenseCell",
+            "residual_conv": "deqflow.deq.residual_conv_cell:ResidualConvCell",
         },
     ),
     "solver": _Family(

@@ -4,6 +4,20 @@ from deqflow.deq.cell import Cell
 from deqflow.deq.conv_cell import ConvCell
 from deqflow.deq.diagnostics import Diagnostics
 from deqflow.deq.layer import DEQ
+from deqflow.deq.mlp_cell import MLPCell
 from deqflow.deq.monotone_cell import MonotoneCell, MonotoneConvCell, MonotoneDenseCell
+from deqflow.deq.multiscale_cell import MultiscaleCell
+from deqflow.deq.residual_conv_cell import ResidualConvCell
 
-__all__ = ["DEQ", "Cell", "ConvCell", "Diagnostics", "MonotoneCell", "MonotoneConvCell", "MonotoneDenseCell"]
+__all__ = [
+    "DEQ",
+    "Cell",
+    "ConvCell",
+    "Diagnostics",
+    "MLPCell",
+    "MonotoneCell",
+    "MonotoneConvCell",
+    "MonotoneDenseCell",
+    "MultiscaleCell",
+    "ResidualConvCell",
+]

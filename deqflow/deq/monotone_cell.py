@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from deqflow.deq.cell import Cell
 from deqflow.implicit import GMRES, LinearSolver, MonotoneInclusion
-from deqflow.nn import Conv, MonotoneConv, MonotoneDense, MonotoneOperator
+from deqflow.nn import Conv, Linear, MonotoneConv, MonotoneDense, MonotoneOperator
 from deqflow.registry import FromRuntime, Range
 
 Splitting = Literal["forward_backward", "peaceman_rachford"]
@@ -159,7 +159,7 @@ class MonotoneDenseCell(MonotoneCell):
         rngs: Annotated[nnx.Rngs, FromRuntime],
     ) -> None:
         operator = MonotoneDense(width, m=m, skew=skew, rngs=rngs)
-        super().__init__(operator, nnx.Linear(width, width, rngs=rngs), splitting=splitting, alpha=alpha)
+        super().__init__(operator, Linear(width, width, rngs=rngs), splitting=splitting, alpha=alpha)
 
 
 class MonotoneConvCell(MonotoneCell):

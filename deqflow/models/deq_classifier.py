@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float, Key, Num
 
 from deqflow.deq import DEQ, Cell, ConvCell
 from deqflow.implicit import Anderson, Gradient, Implicit, Solution, Solver
-from deqflow.nn import GroupNorm
+from deqflow.models.stem import ImageStem, require_images
 from deqflow.nn.conv import Images
 from deqflow.registry import FromRuntime, Range, check_ranges
 
@@ -23,7 +22,8 @@ class DEQClassifier(nnx.Module):
 
         logits = readout(z),   z = f(z, stem(x))
 
-    The stem is a strided convolution with group normalisation, the readout a linear map of the equilibrium's average over a grid.
+    The stem is a chain of convolutions (`deqflow.models.stem.ImageStem`), the readout a linear map of the equilibrium's averages over the
+    tiles of a grid.
 
     Args:
       width: channels of the state.
@@ -65,20 +65,15 @@ class DEQClassifier(nnx.Module):
         rngs: Annotated[nnx.Rngs, FromRuntime],
     ) -> None:
         check_ranges(DEQClassifier.__init__, locals())
-        if len(input_shape) != 3:
-            raise ValueError(f"deq_classifier takes images of shape (height, width, channels), got examples of shape {input_shape}")
-        if classes is None:
-            raise ValueError("deq_classifier needs labelled data, got a data set without classes")
+        classes = require_images("deq_classifier", input_shape, classes)
         smallest = max(_SMALLEST, grid) * stride
         if min(input_shape[:2]) < smallest:
             raise ValueError(
                 f"deq_classifier with stride={stride} and grid={grid} takes images of at least {smallest} x {smallest} pixels, "
                 f"got {input_shape[0]} x {input_shape[1]}"
             )
-        self.levels = levels
         self.grid = grid
-        self.stem = nnx.Conv(input_shape[2], width, (2 * stride + 1, 2 * stride + 1), stride, rngs=rngs)
-        self.stem_norm = GroupNorm(width, groups)
+        self.stem = ImageStem(width, groups=groups, stride=stride, input_shape=input_shape, levels=levels, rngs=rngs)
         self.deq = DEQ(cell(width=width, rngs=rngs), solver, gradient)
         self.linear = nnx.Linear(grid * grid * width, classes, rngs=rngs)
 
@@ -96,10 +91,7 @@ class DEQClassifier(nnx.Module):
           key: randomness for the cell.
           trace: whether `stats.trace` shall hold the relative residual after every step.
         """
-        x = x.astype(jnp.float32)
-        if self.levels is not None:
-            x = x / (self.levels - 1)
-        return self.deq.solve(jax.nn.relu(self.stem_norm(self.stem(x))), key=key, trace=trace)
+        return self.deq.solve(self.stem(x), key=key, trace=trace)
 
     def readout(self, z: Images) -> Float[Array, "batch classes"]:
         """Logits of an equilibrium."""

@@ -1,8 +1,33 @@
 """Flax (NNX) building blocks."""
 
 from deqflow.nn.conv import Conv, conv_same
+from deqflow.nn.dropout import VariationalDropout
+from deqflow.nn.linear import Linear
 from deqflow.nn.monotone import MonotoneConv, MonotoneDense, MonotoneOperator
 from deqflow.nn.norm import GroupNorm
 from deqflow.nn.norm_bound import conv_norm_bound, norm_bound
+from deqflow.nn.resample import Resample, windows
+from deqflow.nn.residual import ResidualBlock
+from deqflow.nn.spectral_norm import SpectralNorm, refresh
+from deqflow.nn.weight import Weight
+from deqflow.nn.weight_norm import WeightNorm
 
-__all__ = ["Conv", "GroupNorm", "MonotoneConv", "MonotoneDense", "MonotoneOperator", "conv_norm_bound", "conv_same", "norm_bound"]
+__all__ = [
+    "Conv",
+    "GroupNorm",
+    "Linear",
+    "MonotoneConv",
+    "MonotoneDense",
+    "MonotoneOperator",
+    "Resample",
+    "ResidualBlock",
+    "SpectralNorm",
+    "VariationalDropout",
+    "Weight",
+    "WeightNorm",
+    "conv_norm_bound",
+    "conv_same",
+    "norm_bound",
+    "refresh",
+    "windows",
+]

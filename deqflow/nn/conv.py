@@ -1,6 +1,7 @@
 """Convolutions whose input gradient is as fast inside a solver's loop as outside of it."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
+
+from deqflow.nn.weight import Parametrise, make_weight, value_of
 
 Images = Float[Array, "batch height width channels"]
 Kernel = Float[Array, "rows columns inputs outputs"]
@@ -73,6 +76,7 @@ class Conv(nnx.Module):
       gain: constant factor of the kernel. The kernel itself starts with standard deviation `1 / sqrt(size² inputs)`, so a small gain
         also makes an optimizer like Adam, whose steps are the same for every parameter, change the map by less.
       bias: whether to add one number per channel.
+      parametrise: how the kernel is parametrised, such as `WeightNorm`; `None` for as it is.
       rngs: random streams; `params` is used.
 
     Example:
@@ -81,15 +85,35 @@ class Conv(nnx.Module):
       (2, 4, 4, 8)
     """
 
-    def __init__(self, inputs: int, outputs: int, *, size: int = 3, gain: float = 1.0, bias: bool = True, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        size: int = 3,
+        gain: float = 1.0,
+        bias: bool = True,
+        parametrise: Parametrise | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
         kernel = jax.random.normal(rngs.params(), (size, size, inputs, outputs))
         self.gain = gain
-        self.kernel = nnx.Param(kernel / np.sqrt(size * size * inputs))
+        self.kernel = make_weight(kernel / np.sqrt(size * size * inputs), parametrise)
         self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
 
+    def prepare(self) -> Callable[[Images], Images]:
+        """The map, with its weights computed now, once for all its uses."""
+        kernel = self.gain * value_of(self.kernel)
+        bias = None if self.bias is None else self.bias[...]
+
+        def convolve(x: Images) -> Float[Array, "batch height width outputs"]:
+            y = conv_same(x, kernel)
+            return y if bias is None else y + bias
+
+        return convolve
+
     def __call__(self, x: Images) -> Float[Array, "batch height width outputs"]:
-        y = conv_same(x, self.gain * self.kernel[...])
-        return y if self.bias is None else y + self.bias[...]
+        return self.prepare()(x)
 
 
 def _convolve(x: Images, kernel: Kernel, *, precision: Any) -> Array:

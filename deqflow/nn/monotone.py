@@ -17,7 +17,7 @@ from deqflow.nn.norm_bound import conv_norm_bound, norm_bound
 from deqflow.registry import Range
 
 Map = Callable[[Array], Array]
-Weight = Float[Array, "*offsets width width"]
+Weights = Float[Array, "*offsets width width"]
 
 
 class MonotoneOperator(nnx.Module, abc.ABC):
@@ -48,7 +48,7 @@ class MonotoneOperator(nnx.Module, abc.ABC):
         """`W z`, for every sample."""
         return self.apply(self.weight(), z)
 
-    def weight(self) -> Weight:
+    def weight(self) -> Weights:
         """W itself, formed from A and B: once per solve rather than once per product."""
         return self._assemble(self.A[...], self.B[...])
 
@@ -74,30 +74,30 @@ class MonotoneOperator(nnx.Module, abc.ABC):
         return float(self.m - size[0] - 1e-12 * size[1])
 
     @abc.abstractmethod
-    def apply(self, weight: Weight, z: Array) -> Array:
+    def apply(self, weight: Weights, z: Array) -> Array:
         """`W z` with W from `weight()`."""
 
     @abc.abstractmethod
-    def resolvent(self, weight: Weight, alpha: float | Float[Array, ""]) -> Map | None:
+    def resolvent(self, weight: Weights, alpha: float | Float[Array, ""]) -> Map | None:
         """The map `(I + alpha (I - W))⁻¹`, factored here, once per solve; `None` where only an iteration can apply it."""
 
-    def _assemble(self, A: Array, B: Array) -> Weight:
+    def _assemble(self, A: Array, B: Array) -> Weights:
         rest = self._skew_part(B) - self._gram(A)
         # The identity is a block at the centre: of kernels, the offset zero.
         centre = tuple(side // 2 for side in rest.shape[:-2])
         return rest.at[centre].add((1 - self.m) * jnp.eye(self.width, dtype=rest.dtype))
 
-    def _skew_part(self, B: Array) -> Weight:
+    def _skew_part(self, B: Array) -> Weights:
         return self.skew * (B - self._transpose(B))
 
     @abc.abstractmethod
-    def _gram(self, A: Array) -> Weight: ...
+    def _gram(self, A: Array) -> Weights: ...
 
     @abc.abstractmethod
-    def _transpose(self, B: Array) -> Weight: ...
+    def _transpose(self, B: Array) -> Weights: ...
 
     @abc.abstractmethod
-    def _norm_bound(self, weight: Weight) -> Float[Array, ""]: ...
+    def _norm_bound(self, weight: Weights) -> Float[Array, ""]: ...
 
 
 class MonotoneDense(MonotoneOperator):
@@ -131,20 +131,20 @@ class MonotoneDense(MonotoneOperator):
         A, B = _initial(rngs, (width, width), width), _initial(rngs, (width, width), width)
         super().__init__(width, m, skew, A, B)
 
-    def apply(self, weight: Weight, z: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    def apply(self, weight: Weights, z: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         return z @ weight.mT
 
-    def resolvent(self, weight: Weight, alpha: float | Float[Array, ""]) -> Map:
+    def resolvent(self, weight: Weights, alpha: float | Float[Array, ""]) -> Map:
         factors = lu_factor((1 + alpha) * jnp.eye(self.width, dtype=weight.dtype) - alpha * weight)
         return lambda v: lu_solve(factors, v.reshape(-1, self.width).T).T.reshape(v.shape)
 
-    def _gram(self, A: Array) -> Weight:
+    def _gram(self, A: Array) -> Weights:
         return jnp.matmul(A.mT, A, precision="highest")
 
-    def _transpose(self, B: Array) -> Weight:
+    def _transpose(self, B: Array) -> Weights:
         return B.mT
 
-    def _norm_bound(self, weight: Weight) -> Float[Array, ""]:
+    def _norm_bound(self, weight: Weights) -> Float[Array, ""]:
         return norm_bound(weight)
 
 
@@ -198,7 +198,7 @@ class MonotoneConv(MonotoneOperator):
     def resolvent(self, weight: Kernel, alpha: float | Float[Array, ""]) -> None:
         return None
 
-    def _gram(self, A: Kernel) -> Weight:
+    def _gram(self, A: Kernel) -> Weights:
         # Pixel d of (AᵀA)'s kernel is Σ A[p + d] A[p]ᵀ: each input's kernel, an image, is correlated with those of all inputs.
         border = [(side - 1, side - 1) for side in A.shape[:2]]
         images, kernels = A.transpose(2, 0, 1, 3), A.transpose(0, 1, 3, 2)
@@ -206,7 +206,7 @@ class MonotoneConv(MonotoneOperator):
         gram = lax.conv_general_dilated(images, kernels, (1, 1), border, dimension_numbers=numbers, precision="highest")
         return gram.transpose(1, 2, 0, 3)
 
-    def _transpose(self, B: Kernel) -> Weight:
+    def _transpose(self, B: Kernel) -> Weights:
         return transposed(B)
 
     def _norm_bound(self, weight: Kernel) -> Float[Array, ""]:

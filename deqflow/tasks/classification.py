@@ -14,6 +14,7 @@ from deqflow.implicit.solution import Solution, Stats
 from deqflow.implicit.solver import Solver
 from deqflow.implicit.status import Status
 from deqflow.registry import FromRuntime, Range, check_ranges
+from deqflow.tasks.augment import Augment
 from deqflow.tasks.classification_figures import confusion_matrix, least_certain, solver_residuals
 from deqflow.tasks.figures import is_image
 from deqflow.tasks.task import Batch, Task
@@ -47,6 +48,7 @@ class Classification(Task):
     equation was solved.
 
     Args:
+      augment: random changes of the training images; `None` for none.
       label_smoothing: weight `s` of the uniform distribution in the target (Szegedy et al. 2016); 0 for the labels themselves.
       classes: number of classes, from the data.
       class_names: the classes in words, for the pictures, from the data.
@@ -60,6 +62,7 @@ class Classification(Task):
       'accuracy'
     """
 
+    augment: Augment | None = None
     label_smoothing: Annotated[float, Range(ge=0, lt=1)] = 0.0
     classes: Annotated[int | None, FromRuntime] = None
     class_names: Annotated[tuple[str, ...] | None, FromRuntime] = None
@@ -86,7 +89,8 @@ class Classification(Task):
     def loss(self, model: nnx.Module, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Mean cross entropy in nats, with the accuracy on the batch."""
         labels = _labels(batch)
-        logits = self._logits(model, batch["x"], key)
+        x = batch["x"] if self.augment is None else self.augment(batch["x"], jax.random.fold_in(key, 0))
+        logits = self._logits(model, x, key)
         return self._cross_entropy(logits, labels).mean(), {"accuracy": _correct(logits, labels).mean()}
 
     def evaluate(self, model: nnx.Module, batch: Batch, key: Key[Array, ""]) -> dict[str, Array]:

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from deqflow.data.spec import DataSpec
+from deqflow.nn import refresh
 from deqflow.tasks.task import Batch, Task
 from deqflow.train.optim import Optimizer
 from deqflow.train.settings import TrainSettings
@@ -79,6 +80,7 @@ class Program:
 
     def _objective(self, params: Leaves, variables: Leaves, batch: Batch, key: Key[Array, ""]) -> tuple[Array, tuple[Leaves, Leaves]]:
         model = self.layout.model(params | variables, training=True)
+        refresh(model)
         loss, numbers = self.task.loss(model, batch, key)
         return loss, ({"loss": loss, **numbers, **solver_numbers(model)}, section(self.layout.leaves(model), "model"))
 
