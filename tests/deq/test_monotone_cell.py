@@ -47,7 +47,7 @@ def test_one_equilibrium_from_any_start_by_either_splitting_where_the_equation_i
     found = []
     for splitting in SPLITTINGS:
         cell.splitting = splitting
-        for start in (None, far):
+        for start in (jnp.zeros_like(x), far):
             z, stats = solve(DEQ(cell, TIGHT), x, start)
             assert stats.converged.all(), (splitting, stats)
             found.append(z)
@@ -104,13 +104,12 @@ def test_a_step_that_is_too_large_shows_in_the_status():
     make, shape = CELLS["conv"]
     cell, x = make(alpha=2.0, rngs=nnx.Rngs(0)), jnp.ones(shape)
     cell.operator.B[...] *= 5
-    assert (solve(DEQ(cell, Picard(max_steps=100)), x, None).stats.status == Status.DIVERGED).all()
+    assert (solve(DEQ(cell, Picard(max_steps=100)), x, jnp.zeros_like(x)).stats.status == Status.DIVERGED).all()
 
 
-@pytest.mark.parametrize("splitting", SPLITTINGS)
-def test_samples_are_independent_bitwise(splitting):
+def test_samples_are_independent_bitwise():
     make, shape = CELLS["dense"]
-    layer, x = DEQ(make(splitting=splitting, rngs=nnx.Rngs(0)), Anderson()), jax.random.normal(jax.random.key(0), shape)
+    layer, x = DEQ(make(splitting="peaceman_rachford", rngs=nnx.Rngs(0)), Anderson()), jax.random.normal(jax.random.key(0), shape)
 
     @nnx.jit
     def run(layer, x):
