@@ -1,6 +1,6 @@
 """What a trained monotone equilibrium network promises, checked on test images: certificate, splittings, starts.
 
-deqflow train configs/mnist_mondeq.yaml data.folder=FOLDER --run runs/mnist_mondeq
+python benchmarks/mnist.py mnist_mondeq --runs runs
 python benchmarks/mondeq.py runs/mnist_mondeq
 
 All in float64, on the weights as they were trained in float32, and by plain iteration, whose convergence is what is promised.
