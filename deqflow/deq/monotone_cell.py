@@ -1,7 +1,7 @@
 """Monotone equilibrium cells, whose equilibrium exists and is unique by parametrisation."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,8 @@ class MonotoneCell(Cell):
 
     have the same fixed point, and plain iteration finds it from any start: the first for small alpha, the second for every alpha > 0.
     (`|v| = 2 relu(v) - v` is the reflected resolvent of the ReLU. The usual Peaceman-Rachford iterates `v = z - alpha F(z)`; this is the
-    same sequence, seen where it is z.) Any solver may accelerate them. A step that is too large shows in the status of the solve.
+    same sequence, seen where it is z.) Any solver may accelerate them. A step that is too large shows in the status of the solve. The
+    residual of a solve is that of the map, for forward-backward about alpha times that of the equation.
 
     Where alpha is left out, it is computed once per solve from upper bounds a of `‖AᵀA‖` and s of `‖S‖`:
 
@@ -49,7 +50,7 @@ class MonotoneCell(Cell):
         tolerance counts as diverged, so choose it above rounding and below the solver's.
 
     Raises:
-      ValueError: if alpha is not positive and finite.
+      ValueError: if alpha is not positive and finite, or there is no such splitting.
 
     Example:
       >>> from deqflow.deq import DEQ
@@ -71,6 +72,8 @@ class MonotoneCell(Cell):
         alpha: float | None = None,
         linear: LinearSolver = GMRES(),
     ) -> None:
+        if splitting not in get_args(Splitting):
+            raise ValueError(f"splitting must be {' or '.join(get_args(Splitting))}, got {splitting!r}")
         if alpha is not None and not 0 < alpha < float("inf"):
             raise ValueError(f"alpha must be positive and finite, got {alpha}; leave it out for a step that always converges")
         self.operator = operator

@@ -1,6 +1,7 @@
 """Monotone cells with both splittings: one equilibrium, from any start, with the right gradient."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +160,18 @@ def test_stays_monotone_and_solvable_in_training(x64):
     np.testing.assert_allclose(z[0], z[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
-def test_alpha_must_be_positive(alpha):
-    with pytest.raises(ValueError, match="alpha must be positive and finite"):
-        MonotoneDenseCell(3, alpha=alpha, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 0.0}, "alpha must be positive and finite, got 0.0"),
+        ({"alpha": -1.0}, "alpha must be positive and finite"),
+        ({"alpha": float("nan")}, "alpha must be positive and finite"),
+        ({"alpha": float("inf")}, "alpha must be positive and finite"),
+        ({"splitting": "douglas"}, "splitting must be forward_backward or peaceman_rachford, got 'douglas'"),
+    ],
+)
+def test_what_it_cannot_take(options, message):
+    # Past the runtime check of types, which users do not have.
+    operator = MonotoneDense(3, rngs=nnx.Rngs(0))
+    with pytest.raises((ValueError, TypeError), match=message):
+        inspect.unwrap(MonotoneCell.__init__)(MonotoneCell.__new__(MonotoneCell), operator, operator, **options)
