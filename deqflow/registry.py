@@ -130,6 +130,8 @@ _FAMILIES: dict[str, _Family] = {
         {
             "conv": "deqflow.deq.conv_cell:ConvCell",
             "mlp": "deqflow.deq.mlp_cell:MLPCell",
+            "monotone_conv": "deqflow.deq.monotone_cell:MonotoneConvCell",
+            "monotone_dense": "deqflow.deq.monotone_cell:MonotoneDenseCell",
             "residual_conv": "deqflow.deq.residual_conv_cell:ResidualConvCell",
         },
     ),

@@ -5,6 +5,7 @@ from deqflow.deq.conv_cell import ConvCell
 from deqflow.deq.diagnostics import Diagnostics
 from deqflow.deq.layer import DEQ
 from deqflow.deq.mlp_cell import MLPCell
+from deqflow.deq.monotone_cell import MonotoneCell, MonotoneConvCell, MonotoneDenseCell
 from deqflow.deq.multiscale_cell import MultiscaleCell
 from deqflow.deq.residual_conv_cell import ResidualConvCell
 from deqflow.deq.training import (
@@ -26,6 +27,9 @@ __all__ = [
     "Diagnostics",
     "JacobianPenalty",
     "MLPCell",
+    "MonotoneCell",
+    "MonotoneConvCell",
+    "MonotoneDenseCell",
     "MultiscaleCell",
     "Penalty",
     "Pretraining",

@@ -3,7 +3,9 @@
 from deqflow.nn.conv import Conv, conv_same
 from deqflow.nn.dropout import VariationalDropout
 from deqflow.nn.linear import Linear
+from deqflow.nn.monotone import MonotoneConv, MonotoneDense, MonotoneOperator
 from deqflow.nn.norm import GroupNorm
+from deqflow.nn.norm_bound import conv_norm_bound, norm_bound
 from deqflow.nn.resample import Resample, windows
 from deqflow.nn.residual import ResidualBlock
 from deqflow.nn.spectral_norm import SpectralNorm, refresh
@@ -14,13 +16,18 @@ __all__ = [
     "Conv",
     "GroupNorm",
     "Linear",
+    "MonotoneConv",
+    "MonotoneDense",
+    "MonotoneOperator",
     "Resample",
     "ResidualBlock",
     "SpectralNorm",
     "VariationalDropout",
     "Weight",
     "WeightNorm",
+    "conv_norm_bound",
     "conv_same",
+    "norm_bound",
     "refresh",
     "windows",
 ]

@@ -56,6 +56,17 @@ def conv_same(x: Images, kernel: Kernel) -> Float[Array, "batch height width out
     return _conv_p.bind(x, kernel, precision=jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def transposed(kernel: Kernel) -> Float[Array, "rows columns outputs inputs"]:
+    """The kernel of the transpose of `x -> conv_same(x, kernel)`: flipped, with inputs and outputs exchanged.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> transposed(jnp.arange(3.0).reshape(1, 3, 1, 1)).ravel()
+      Array([2., 1., 0.], dtype=float32)
+    """
+    return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+
+
 class Conv(nnx.Module):
     """Convolution with stride 1 and zero padding that keeps the size: `conv_same(x, gain * kernel) + bias`.
 
@@ -110,12 +121,8 @@ def _convolve(x: Images, kernel: Kernel, *, precision: Any) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision)
 
 
-def _flip(kernel: Kernel) -> Float[Array, "rows columns outputs inputs"]:
-    return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-
-
 def _transpose_x(cotangent: Array, x: Any, kernel: Array, *, precision: Any) -> Array:
-    return _conv_p.bind(cotangent, _flip(kernel), precision=precision)
+    return _conv_p.bind(cotangent, transposed(kernel), precision=precision)
 
 
 def _transpose_kernel(cotangent: Array, x: Array, kernel: Any, *, precision: Any) -> Array:
