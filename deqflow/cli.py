@@ -114,7 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-n", type=_positive, default=64, metavar="N", help="how many (default: %(default)s)")
     sub.add_argument("--seed", type=_seed, default=0, help="of the random numbers (default: %(default)s)")
     sub.add_argument("--length", type=_positive, default=256, metavar="TOKENS", help="of a language model's texts (default: %(default)s)")
-    sub.add_argument("--out", metavar="FILE", help="the .npy file to write, with a .png beside it, or .txt (default: RUN/samples.npy or .txt)")
+    sub.add_argument(
+        "--out", metavar="FILE", help="the .npy file to write, with a .png beside it, or .txt (default: RUN/samples.npy or .txt)"
+    )
 
     sub = command(
         "check",

@@ -5,8 +5,9 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """Static facts that size a model: they come from headers and metadata, and from the examples themselves only where there is no other
-    way to know, as with the vocabulary of a text.
+    """Static facts that size a model, known before any example is read.
+
+    They come from headers and metadata, and from the examples themselves only where nothing else tells, as with the vocabulary of a text.
 
     Attributes:
       input_shape: shape of one example's `x`, without the batch: `(8, 8, 1)` for grey images, `(2,)` for points in the plane.

@@ -60,9 +60,10 @@ class Text(Source):
         """What the vocabulary alone decides, for which the training text is read."""
         counts = collections.Counter(self._tokens("train"))
         counts.pop(UNKNOWN, None)
-        if self.vocabulary_size is not None:  # of equally frequent tokens the first in order
-            counts = sorted(counts, key=lambda token: (-counts[token], token))[: self.vocabulary_size - 1]
-        vocabulary = (UNKNOWN, *sorted(counts))
+        tokens = sorted(counts, key=lambda token: (-counts[token], token))  # of equally frequent ones the first in order
+        if self.vocabulary_size is not None:
+            tokens = tokens[: self.vocabulary_size - 1]
+        vocabulary = (UNKNOWN, *sorted(tokens))
         return DataSpec((self.context + 1,), "int32", levels=len(vocabulary), vocabulary=vocabulary)
 
     def split(self, name: str) -> "Windows":
@@ -115,7 +116,7 @@ class Windows(Records):
 
 
 def read_text(path: str) -> str:
-    """The text in a file, its line ends made `\\n`.
+    """The text in a file, with one kind of line end.
 
     Raises:
       UserError: if the file is missing, unreadable, empty or not UTF-8.

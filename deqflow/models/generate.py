@@ -22,9 +22,7 @@ class LanguageModel(Protocol):
 class ImplicitLanguageModel(Protocol):
     """A language model whose logits are read off the solution of an equation: `model(x) == readout(solve(x).value)`."""
 
-    def solve(
-        self, tokens: jax.Array, *, key: Key[Array, ""] | None = None, z0: Any = None, trace: bool = False
-    ) -> Solution[Any]: ...
+    def solve(self, tokens: jax.Array, *, key: Key[Array, ""] | None = None, z0: Any = None, trace: bool = False) -> Solution[Any]: ...
 
     def readout(self, z: Any) -> jax.Array: ...
 

@@ -1,6 +1,5 @@
 """The way into and out of a language model."""
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -21,6 +20,7 @@ class TokenEmbedding(nnx.Module):
       rngs: random streams; `params` is used.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> embedding = TokenEmbedding(5, 8, rngs=nnx.Rngs(0))
       >>> embedding.decode(embedding.encode(jnp.array([[0, 4]]))).shape
       (1, 2, 5)

@@ -51,9 +51,7 @@ class TransformerBlock(nnx.Module):
         first, second = jax.random.split(key)
         return self.dropout(ones, rngs=first), self.dropout(ones, rngs=second)
 
-    def __call__(
-        self, x: Sequences, *, masks: Masks | None = None, past: Float[Array, "batch past width"] | None = None
-    ) -> Sequences:
+    def __call__(self, x: Sequences, *, masks: Masks | None = None, past: Float[Array, "batch past width"] | None = None) -> Sequences:
         """Transform the stream.
 
         Args:

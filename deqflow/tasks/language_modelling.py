@@ -124,11 +124,15 @@ class LanguageModelling(Task):
         elif isinstance(model, LanguageModel):
             logits = model(tokens, key=key)
         else:
-            raise ValueError(f"language modelling needs a model that maps tokens to logits, such as transformer; got {type(model).__name__}")
+            raise ValueError(
+                f"language modelling needs a model that maps tokens to logits, such as transformer; got {type(model).__name__}"
+            )
         assert self.vocabulary is not None
         expected = (*tokens.shape, len(self.vocabulary))
         if logits.shape != expected:
-            raise ValueError(f"a language model must return logits (batch, time, vocabulary) = {expected}, this model returned {logits.shape}")
+            raise ValueError(
+                f"a language model must return logits (batch, time, vocabulary) = {expected}, this model returned {logits.shape}"
+            )
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), stats
 
 

@@ -111,7 +111,9 @@ def test_penn_treebank_and_tiny_shakespeare_have_their_known_sizes(shared_data, 
     assert len(tiny.spec().vocabulary) == 66  # 65 characters and <unk>
     with zipfile.ZipFile(shared_data / "ptb" / "ptb.zip") as archive:
         archive.extractall(tmp_path)
-    files = {name: str(tmp_path / "ptb" / f"ptb.{part}.txt") for name, part in {"path": "train", "validation": "valid", "test": "test"}.items()}
+    files = {
+        name: str(tmp_path / "ptb" / f"ptb.{part}.txt") for name, part in {"path": "train", "validation": "valid", "test": "test"}.items()
+    }
     words = Text(**files, level="word")
     assert len(words.spec().vocabulary) == 10_000
     assert len(words.split("validation").tokens) == 73_760
