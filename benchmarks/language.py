@@ -1,14 +1,16 @@
 """Language models of equal parameters on equal tokens: a DEQ transformer beside explicit ones of several depths, and what they cost.
 
 python benchmarks/language.py deq --data data/tinyshakespeare/input.txt            # configs/shakespeare_deq.yaml, and its generation
-python benchmarks/language.py transformer --data data/tinyshakespeare/input.txt    # configs/shakespeare_transformer.yaml at three depths
+python benchmarks/language.py transformer --data data/tinyshakespeare/input.txt    # configs/shakespeare_transformer.yaml at four depths
 python benchmarks/language.py memory --data data/tinyshakespeare/input.txt         # compiled memory of a training step against iterations
 
-The widths of the explicit transformers give each the parameters of the DEQ, or a few more. Generation is measured twice from the same
+Every run sees the same windows in the same order. Generation is measured twice from the same
 random choices, each solve once from the equilibrium of the window before and once from zero.
 """
 
 import argparse
+import itertools
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +25,8 @@ from deqflow.config import load
 from deqflow.models.generate import generate
 from deqflow.train import SavedRun, check, run
 
-WIDTHS = {1: 96, 2: 68, 4: 48}  # of the explicit transformers, by depth
+EXPLICIT = {4: (48, 4), 2: (68, 4), 1: (96, 4), 8: (34, 2)}  # width and heads by depth: the parameters of the DEQ, or a few more
+RATES = (1.2e-2, 2e-2)  # of learning: each depth counts at its better one
 ITERATIONS = (10, 100, 1000)
 UNROLLED = (10, 20, 40)
 LENGTH = 128  # tokens that are generated
@@ -90,13 +93,14 @@ def main() -> None:
         metrics["generation"] = generation(folder)
         expected = {"validation": {"loss": "no more than that of the best in language_transformer"}, "generation": {"steps_saved": "> 0"}}
     elif arguments.what == "transformer":
-        depths = {
-            f"depth_{d}": train("shakespeare_transformer", [*overrides, f"model.depth={d}", f"model.width={w}"])[0]
-            for d, w in WIDTHS.items()
-        }
-        losses = {name: entry["validation"]["loss"] for name, entry in depths.items()}
-        metrics = {**depths, "best": min(losses, key=losses.__getitem__), "best_validation_loss": min(losses.values())}
-        expected = {}
+        runs = []
+        for rate, (depth, (width, heads)) in itertools.product(RATES, EXPLICIT.items()):
+            changes = {"model.depth": depth, "model.width": width, "model.heads": heads, "optim.lr.peak": rate}
+            numbers, _ = train("shakespeare_transformer", [*overrides, *(f"{name}={value}" for name, value in changes.items())])
+            runs.append({"depth": depth, "width": width, "peak_rate": rate, **numbers})
+            print(json.dumps(runs[-1]), flush=True)
+        best = min(runs, key=lambda entry: entry["validation"]["loss"])
+        metrics, expected = {"best": best, "runs": runs}, {}
     else:
         rows = memory(arguments.data)
         implicit = [row["compiled_bytes"] for row in rows if row["method"] == "implicit"]

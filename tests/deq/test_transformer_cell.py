@@ -16,19 +16,15 @@ CELLS = {
 SOLVER = Anderson(rtol=1e-6, max_steps=100)
 
 
-@pytest.fixture(params=CELLS.values(), ids=CELLS)
-def make(request):
-    return request.param
-
-
 def inputs(batch=2, time=6):
     x = jax.random.normal(jax.random.key(0), (batch, time, 8))
     return x / x.std(-1, keepdims=True)
 
 
-solve = nnx.jit(lambda layer, x, key=None: layer.solve(x, key=key))
+solve = nnx.jit(lambda layer, x: layer.solve(x))
 
 
+@pytest.mark.parametrize("make", CELLS.values(), ids=CELLS)
 def test_converges_at_initialisation_to_a_causal_equilibrium(make):
     layer, x = DEQ(make(), SOLVER), inputs()
     (z, stats), (other, _) = solve(layer, x), solve(layer, x.at[:, 3:].multiply(-1.0))
@@ -40,8 +36,8 @@ def test_converges_at_initialisation_to_a_causal_equilibrium(make):
     np.testing.assert_allclose((z**2).mean(-1), 1, rtol=1e-2)  # the last normalisation bounds the state
 
 
-def test_the_equilibrium_after_a_memory_is_that_of_the_whole(make):
-    layer, x = DEQ(make(), SOLVER), inputs()
+def test_the_equilibrium_after_a_memory_is_that_of_the_whole():
+    layer, x = DEQ(CELLS["recurrent depth"](), SOLVER), inputs()
     whole = solve(layer, x).value
     second = solve(layer, Segment(x[:, 3:], x[:, :3], solve(layer, x[:, :3]).value))
     assert second.stats.converged.all()
@@ -49,8 +45,8 @@ def test_the_equilibrium_after_a_memory_is_that_of_the_whole(make):
     assert float(jnp.abs(solve(layer, x[:, 3:]).value - whole[:, 3:]).max()) > 1e-2
 
 
-def test_gradients_of_every_parameter_agree_with_unrolling(make):
-    layer, x = DEQ(make(), SOLVER, Implicit(linear=GMRES(rtol=1e-6))), inputs()
+def test_gradients_of_every_parameter_agree_with_unrolling():
+    layer, x = DEQ(CELLS["recurrent depth"](), SOLVER, Implicit(linear=GMRES(rtol=1e-6))), inputs()
 
     def implicit(layer):
         return jnp.sum(jnp.sin(3 * layer(x)))
@@ -62,13 +58,13 @@ def test_gradients_of_every_parameter_agree_with_unrolling(make):
 
     got, want = (nnx.jit(nnx.grad(loss))(layer) for loss in (implicit, unrolled))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
-        assert float(jnp.linalg.norm(b)) > 1e-4, path
-        assert float(jnp.linalg.norm(a - b)) < 2e-3 * float(jnp.linalg.norm(b)) + 1e-5, path
+        assert float(np.linalg.norm(b)) > 1e-4, path
+        assert float(np.linalg.norm(np.asarray(a) - b)) < 2e-3 * float(np.linalg.norm(b)) + 1e-5, path
 
 
 def test_one_dropout_mask_serves_the_whole_solve():
-    layer, x = DEQ(CELLS["transformer"](dropout=0.3), SOLVER), inputs()
-    z, stats = solve(layer, x, jax.random.key(1))
-    assert stats.converged.all()
-    np.testing.assert_allclose(layer.cell(z, x, key=jax.random.key(1)), z, atol=1e-4)
-    assert float(jnp.abs(layer.cell(z, x, key=jax.random.key(2)) - z).max()) > 0.1
+    """The map stays the same from one iteration to the next, and another key makes another map."""
+    cell, x = CELLS["transformer"](dropout=0.3), inputs()
+    f, g = (nnx.jit(lambda cell, key: cell.prepare(x, key)(x))(cell, jax.random.key(seed)) for seed in (1, 2))
+    np.testing.assert_allclose(f, cell(x, x, key=jax.random.key(1)), atol=1e-5)
+    assert float(jnp.abs(f - g).max()) > 0.1
