@@ -29,6 +29,7 @@ _EXAMPLES = """examples:
   deqflow train configs/digits_deq.yaml --run runs/loose --resume
   deqflow eval runs/digits_deq
   deqflow sample runs/checkerboard_realnvp -n 1000
+  deqflow sample runs/shakespeare_deq -n 4 --length 500
   deqflow check configs/digits_realnvp.yaml
   deqflow bench memory configs/digits_deq.yaml --steps 10,100 --methods implicit,unrolled --out memory.json
 """
@@ -105,11 +106,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", choices=("train", "validation", "test"), default="test", help="(default: %(default)s)")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
-    sub = command("sample", _sample, "draw from a trained density", "Draw samples from the density model of RUN; save them and a picture.")
+    sub = command(
+        "sample",
+        _sample,
+        "draw from a trained density or language model",
+        "Draw samples from the density model of RUN and save them with a picture, or save texts that its language model writes.",
+    )
     takes_run(sub)
     sub.add_argument("-n", type=_positive, default=64, metavar="N", help="how many (default: %(default)s)")
     sub.add_argument("--seed", type=_seed, default=0, help="of the random numbers (default: %(default)s)")
-    sub.add_argument("--out", metavar="FILE", help="the .npy file to write, with a .png beside it (default: RUN/samples.npy)")
+    sub.add_argument("--length", type=_positive, default=256, metavar="TOKENS", help="of a language model's texts (default: %(default)s)")
+    sub.add_argument(
+        "--out", metavar="FILE", help="the .npy file to write, with a .png beside it, or .txt (default: RUN/samples.npy or .txt)"
+    )
 
     sub = command(
         "check",
@@ -220,7 +229,7 @@ def _sample(arguments: argparse.Namespace) -> int:
 
     run = SavedRun.open(arguments.run, arguments.step)
     out = Path(arguments.out) if arguments.out else Path(arguments.run) / "samples.npy"
-    for path in run.save_samples(out, arguments.n, arguments.seed):
+    for path in run.save_samples(out, arguments.n, arguments.seed, arguments.length):
         print(path)
     return 0
 

@@ -104,6 +104,7 @@ _FAMILIES: dict[str, _Family] = {
             "rings": "deqflow.data.densities:Rings",
             "swiss_roll": "deqflow.data.densities:SwissRoll",
             "arrays": "deqflow.data.arrays:Arrays",
+            "text": "deqflow.data.text:Text",
             "tfds": "deqflow.data.tfds:TFDS",
         },
     ),
@@ -112,8 +113,10 @@ _FAMILIES: dict[str, _Family] = {
         "the network that is trained",
         {
             "deq_classifier": "deqflow.models.deq_classifier:DEQClassifier",
+            "deq_transformer": "deqflow.models.deq_transformer:DEQTransformer",
             "mdeq_classifier": "deqflow.models.mdeq_classifier:MDEQClassifier",
             "realnvp": "deqflow.models.realnvp:RealNVP",
+            "transformer": "deqflow.models.transformer:Transformer",
         },
     ),
     "task": _Family(
@@ -122,6 +125,7 @@ _FAMILIES: dict[str, _Family] = {
         {
             "classification": "deqflow.tasks.classification:Classification",
             "density": "deqflow.tasks.density:Density",
+            "language_modelling": "deqflow.tasks.language_modelling:LanguageModelling",
         },
     ),
     "cell": _Family(

@@ -252,6 +252,27 @@ def test_an_implicit_classifier_reports_its_solver_and_has_no_samples(here, caps
     assert "deq_classifier cannot be sampled from" in refused(capsys, here, "sample", "run")
 
 
+def test_a_language_model_is_trained_and_writes_text(here, capsys):
+    (here / "poem.txt").write_text("the rain falls on the plain\n" * 40)
+    (here / "lm.yaml").write_text(
+        "data: {kind: text, path: poem.txt, context: 8, batch_size: 8}\nmodel: {kind: transformer, width: 8, heads: 2, depth: 1}\n"
+        "task: language_modelling\noptim: {kind: adamw, lr: 1e-2}\ntrain: {steps: 4, log_every: 2}\n"
+    )
+    assert main(["train", "lm.yaml", "--run", "run", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert "test loss: " in out
+    assert "bits_per_token" in out
+    assert "run/plots/loss_by_position.png" in out
+    assert main(["sample", "run", "-n", "2", "--length", "30"]) == 0
+    assert capsys.readouterr().out.split() == ["run/samples.txt"]
+    text = (here / "run" / "samples.txt").read_text().replace("<unk>", "?")
+    first, second = text.removeprefix("--- 1 ---\n").removesuffix("\n").split("\n--- 2 ---\n")
+    assert (len(first), len(second)) == (30, 30)
+    assert set(first) <= set("the rain falls on the plain\n?")
+    assert "no such file" in refused(capsys, here, "train", "lm.yaml", "data.path=peom.txt")
+    assert "needs windows of tokens" in refused(capsys, here, "train", "good.yaml", "task=language_modelling")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

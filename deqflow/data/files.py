@@ -113,7 +113,7 @@ def _opened(path: str) -> Iterator[tuple[str, Stream]]:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file{_nearby(place)}") from error
+        raise UserError(f"{path}: no such file{nearby(place)}") from error
     except PermissionError as error:
         raise UserError(f"{path}: no permission to read this file") from error
     except IsADirectoryError as error:
@@ -143,7 +143,7 @@ def _kind(start: bytes, path: str) -> str:
     raise UserError(f"{path} is not an .npy, .npz or IDX file, gzipped or not: {found}")
 
 
-def _nearby(place: Path) -> str:
+def nearby(place: Path) -> str:
     """A file of nearly that name in the same place, or the folder that is missing, as a hint."""
     if not place.parent.is_dir():
         return f" (there is no directory {place.parent})"

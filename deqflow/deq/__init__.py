@@ -19,6 +19,7 @@ from deqflow.deq.training import (
     jacobian_norm,
     penalties,
 )
+from deqflow.deq.transformer_cell import LoopedCell, RecurrentDepthCell, Segment, TransformerCell
 
 __all__ = [
     "DEQ",
@@ -26,6 +27,7 @@ __all__ = [
     "ConvCell",
     "Diagnostics",
     "JacobianPenalty",
+    "LoopedCell",
     "MLPCell",
     "MonotoneCell",
     "MonotoneConvCell",
@@ -33,10 +35,13 @@ __all__ = [
     "MultiscaleCell",
     "Penalty",
     "Pretraining",
+    "RecurrentDepthCell",
     "ResidualConvCell",
+    "Segment",
     "StepBudget",
     "Training",
     "TrainingStep",
+    "TransformerCell",
     "at_step",
     "jacobian_norm",
     "penalties",

@@ -1,5 +1,6 @@
 """Flax (NNX) building blocks."""
 
+from deqflow.nn.attention import CausalAttention
 from deqflow.nn.conv import Conv, conv_same
 from deqflow.nn.dropout import VariationalDropout
 from deqflow.nn.linear import Linear
@@ -9,10 +10,12 @@ from deqflow.nn.norm_bound import conv_norm_bound, norm_bound
 from deqflow.nn.resample import Resample, windows
 from deqflow.nn.residual import ResidualBlock
 from deqflow.nn.spectral_norm import SpectralNorm, refresh
+from deqflow.nn.transformer_block import TransformerBlock
 from deqflow.nn.weight import Weight
 from deqflow.nn.weight_norm import WeightNorm
 
 __all__ = [
+    "CausalAttention",
     "Conv",
     "GroupNorm",
     "Linear",
@@ -22,6 +25,7 @@ __all__ = [
     "Resample",
     "ResidualBlock",
     "SpectralNorm",
+    "TransformerBlock",
     "VariationalDropout",
     "Weight",
     "WeightNorm",

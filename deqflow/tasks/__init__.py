@@ -2,6 +2,7 @@
 
 from deqflow.tasks.classification import Classification
 from deqflow.tasks.density import Density
+from deqflow.tasks.language_modelling import LanguageModelling
 from deqflow.tasks.task import Batch, Task
 
-__all__ = ["Batch", "Classification", "Density", "Task"]
+__all__ = ["Batch", "Classification", "Density", "LanguageModelling", "Task"]

@@ -11,12 +11,11 @@ from jaxtyping import Array, Float, Int, Key
 from matplotlib.figure import Figure
 
 from deqflow.implicit.solution import Solution, Stats
-from deqflow.implicit.solver import Solver
-from deqflow.implicit.status import Status
 from deqflow.registry import FromRuntime, Range, check_ranges
 from deqflow.tasks.augment import Augment
 from deqflow.tasks.classification_figures import confusion_matrix, least_certain, solver_residuals
 from deqflow.tasks.figures import is_image
+from deqflow.tasks.solves import solve_rows, solver_tolerance, summarize_solves
 from deqflow.tasks.task import Batch, Task
 
 
@@ -105,30 +104,15 @@ class Classification(Task):
         solve = {}
         if stats is not None:
             correct = jnp.where(stats.failed, 0, correct)
-            solve = {"residual": stats.relative_residual, "steps": stats.steps, "status": stats.status}
+            solve = solve_rows(stats)
         loss = self._cross_entropy(logits, labels)
         return {"loss": loss, "correct": correct, "prediction": logits.argmax(axis=-1), **solve}
 
     def summarize(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
-        """`accuracy` and mean `loss`; of an implicit model also how its solves went.
-
-        That is `residual_median` and `residual_max` (relative), the mean of `solver_steps`, and as fractions of all
-        examples `solver_unconverged`, stopped above the tolerance for whatever reason, and among them `solver_failures`, without a
-        usable solution.
-        """
+        """`accuracy` and mean `loss`; of an implicit model also how its solves went (`summarize_solves`)."""
         with np.errstate(invalid="ignore"):  # inf - inf is NaN, as it should be
             summary = {name: float(rows[row].mean(dtype=np.float64)) for name, row in [("accuracy", "correct"), ("loss", "loss")]}
-        if "status" in rows:
-            residual = np.where(np.isnan(rows["residual"]), np.inf, rows["residual"])
-            status = rows["status"]
-            summary |= {
-                "residual_median": float(np.quantile(residual, 0.5, method="lower")),
-                "residual_max": float(residual.max()),
-                "solver_steps": float(rows["steps"].mean()),
-                "solver_unconverged": float((status != Status.CONVERGED).mean()),
-                "solver_failures": float((status >= Status.DIVERGED).mean()),
-            }
-        return summary
+        return summary | summarize_solves(rows)
 
     def pictures(
         self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
@@ -144,7 +128,7 @@ class Classification(Task):
             limits = (0.0, self.levels - 1.0) if self.levels is not None else (float(x.min()), float(x.max()))
             figures["least_certain"] = least_certain(x, labels, np.asarray(jax.nn.softmax(logits)), names, limits)
         if stats is not None:
-            figures["solver_residuals"] = solver_residuals(np.asarray(stats.trace), _tolerance(model))
+            figures["solver_residuals"] = solver_residuals(np.asarray(stats.trace), solver_tolerance(model))
         return figures
 
     def _forward(
@@ -188,10 +172,3 @@ def _correct(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
 def _valid(batch: dict[str, np.ndarray]) -> np.ndarray:
     """Which rows of a batch are examples and not padding."""
     return batch["mask"] > 0 if "mask" in batch else np.ones(len(batch["x"]), bool)
-
-
-def _tolerance(model: nnx.Module) -> float | None:
-    """The relative tolerance of the model's solver; `None` if it has none, or solvers that differ in it."""
-    solvers = [getattr(module, "solver", None) for _, module in nnx.iter_modules(model)]
-    found = {solver.rtol for solver in solvers if isinstance(solver, Solver)}
-    return found.pop() or None if len(found) == 1 else None

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from deqflow.registry import UserError
 from deqflow.tasks.density import DensityModel
 from deqflow.tasks.density_figures import samples_figure
+from deqflow.tasks.language_modelling import LanguageModelling
 from deqflow.train.assemble import Assembly, assemble
 from deqflow.train.checkpoint import Checkpoints
 from deqflow.train.directory import RunDirectory
@@ -85,8 +86,22 @@ class SavedRun:
         with refusals_told("cannot sample", f"draw fewer than {n} at once (-n)"):
             return np.asarray(draw(state, random_key(seed, Stream.SAMPLE)))
 
-    def save_samples(self, out: Path, n: int, seed: int = 0) -> list[Path]:
+    def texts(self, n: int, length: int, seed: int = 0) -> list[str]:
+        """`n` texts of `length` tokens that a language model writes.
+
+        Raises:
+          UserError: if the model is no language model.
+        """
+        task = self.program.task
+        if not isinstance(task, LanguageModelling):
+            raise UserError(f"task {self.assembly.config.task.kind} trains no language model, which alone writes texts")
+        with refusals_told("cannot write texts", f"write fewer than {n} at once (-n)"):
+            return task.sample(self.model(), n, length, random_key(seed, Stream.SAMPLE))
+
+    def save_samples(self, out: Path, n: int, seed: int = 0, length: int = 256) -> list[Path]:
         """Save `n` draws as `out`, a `.npy` file, and a picture of them beside it where they are images or points in the plane.
+
+        A language model's draws are texts of `length` tokens, in a `.txt` file.
 
         Returns:
           The files.
@@ -94,6 +109,12 @@ class SavedRun:
         Raises:
           UserError: if the model cannot be sampled from, or the files cannot be written.
         """
+        if isinstance(self.program.task, LanguageModelling):
+            out = out.with_suffix(".txt")
+            texts = self.texts(n, length, seed)
+            with refusals_told(f"cannot write {out}", "give another place by --out"):
+                out.write_text("".join(f"--- {index} ---\n{text}\n" for index, text in enumerate(texts, 1)), encoding="utf-8")
+            return [out]
         draws = self.sample(n, seed)
         out = out.with_suffix(".npy")
         figure = samples_figure(draws, self.assembly.spec.levels)

@@ -76,4 +76,4 @@ def test_every_kind_is_a_source_whose_arguments_a_config_can_give(kind):
     assert "batch_size" in hints
     assert not any(FromRuntime in getattr(hint, "__metadata__", ()) for hint in hints.values())
     with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
-        source(batch_size=0, **{name: "x" for name in ("train", "name") if name in hints})
+        source(batch_size=0, **{name: "x" for name in ("train", "name", "path") if name in hints})

@@ -1,0 +1,62 @@
+"""Causal attention with relative positions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+Sequences = Float[Array, "batch time width"]
+
+
+class CausalAttention(nnx.Module):
+    """Multi-head attention to the present and the past, with a learned bias for every distance.
+
+        y_i = Σ_{j <= i} softmax_j(q_i · k_j / √d + b[i - j]) v_j     in every head of size d,  (q, k, v) = W x
+
+    Positions enter through their distance alone, so a sequence may stand anywhere; distances of `span` and more share the last bias.
+
+    Args:
+      width: size of the last axis.
+      heads: number of heads; must divide `width`.
+      span: number of distances with a bias of their own.
+      rngs: random streams; `params` is used.
+
+    Raises:
+      ValueError: if `heads` does not divide `width`.
+
+    Example:
+      >>> attention = CausalAttention(8, heads=2, span=4, rngs=nnx.Rngs(0))
+      >>> attention(jnp.ones((1, 6, 8))).shape, attention(jnp.ones((1, 6, 8)), time=2).shape
+      ((1, 6, 8), (1, 2, 8))
+
+    Vaswani et al., "Attention is all you need", 2017; Raffel et al., "Exploring the limits of transfer learning", 2020 (the bias).
+    """
+
+    def __init__(self, width: int, *, heads: int, span: int, rngs: nnx.Rngs) -> None:
+        if width % heads:
+            raise ValueError(f"heads must divide the width, got {heads} heads for width {width}")
+        self.heads = heads
+        self.qkv = nnx.Linear(width, 3 * width, use_bias=False, rngs=rngs)
+        self.out = nnx.Linear(width, width, rngs=rngs)
+        self.bias = nnx.Param(jnp.zeros((heads, span)))
+
+    def __call__(self, x: Sequences, *, time: int | None = None) -> Float[Array, "batch queries width"]:
+        """Attend.
+
+        Args:
+          x: the sequence, a memory of the past at its front if there is one.
+          time: how many positions at the end ask; all of them by default.
+        """
+        time = x.shape[1] if time is None else time
+        q, k, v = jnp.split(self.qkv(x).reshape(*x.shape[:2], self.heads, -1), 3, axis=-1)
+        q = q[:, x.shape[1] - time :] / np.float32(np.sqrt(q.shape[-1]))
+        scores = jnp.einsum("bihd,bjhd->bhij", q, k) + self._position(time, x.shape[1])
+        y = jnp.einsum("bhij,bjhd->bihd", jax.nn.softmax(scores), v)
+        return self.out(y.reshape(x.shape[0], time, -1))
+
+    def _position(self, time: int, keys: int) -> Float[Array, "heads time keys"]:
+        """The bias of every distance between the last `time` positions and all; minus infinity to the future."""
+        distance = np.arange(keys - time, keys)[:, None] - np.arange(keys)
+        bias = self.bias[...][:, np.clip(distance, 0, self.bias.shape[1] - 1)]
+        return jnp.where(distance >= 0, bias, -jnp.inf)
