@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key, Num
 
-from deqflow.deq import DEQ, Cell, ConvCell
+from deqflow.deq import DEQ, Cell, ConvCell, Training
 from deqflow.implicit import Anderson, Gradient, Implicit, Solution, Solver
 from deqflow.models.stem import ImageStem, require_images
 from deqflow.nn.conv import Images
@@ -33,6 +33,8 @@ class DEQClassifier(nnx.Module):
       grid: the readout averages the equilibrium over `grid x grid` tiles.
       solver: how the equilibrium is found.
       gradient: how it is differentiated.
+      eval_solver: how it is found in evaluation; the same if `None`.
+      training: what is different in training, such as step budgets and penalties.
       input_shape: `(height, width, channels)` of an image.
       classes: number of classes.
       levels: integer images hold `0 .. levels - 1` and are divided by `levels - 1`; `None` for real images, taken as they are.
@@ -59,6 +61,8 @@ class DEQClassifier(nnx.Module):
         grid: Annotated[int, Range(ge=1)] = 4,
         solver: Solver = Anderson(),
         gradient: Gradient = Implicit(),
+        eval_solver: Solver | None = None,
+        training: Training = Training(),
         input_shape: Annotated[tuple[int, ...], FromRuntime],
         classes: Annotated[int | None, FromRuntime],
         levels: Annotated[int | None, FromRuntime],
@@ -74,7 +78,7 @@ class DEQClassifier(nnx.Module):
             )
         self.grid = grid
         self.stem = ImageStem(width, groups=groups, stride=stride, input_shape=input_shape, levels=levels, rngs=rngs)
-        self.deq = DEQ(cell(width=width, rngs=rngs), solver, gradient)
+        self.deq = DEQ(cell(width=width, rngs=rngs), solver, gradient, eval_solver=eval_solver, training=training)
         self.linear = nnx.Linear(grid * grid * width, classes, rngs=rngs)
 
     def __call__(self, x: Num[Array, "batch height width channels"], *, key: Key[Array, ""] | None = None) -> Float[Array, "batch classes"]:
@@ -82,7 +86,12 @@ class DEQClassifier(nnx.Module):
         return self.readout(self.solve(x, key=key).value)
 
     def solve(
-        self, x: Num[Array, "batch height width channels"], *, key: Key[Array, ""] | None = None, trace: bool = False
+        self,
+        x: Num[Array, "batch height width channels"],
+        *,
+        key: Key[Array, ""] | None = None,
+        trace: bool = False,
+        states: tuple[int, ...] = (),
     ) -> Solution[Images]:
         """The equilibrium of raw images, with per-sample statistics; `model(x) == model.readout(model.solve(x).value)`.
 
@@ -90,8 +99,9 @@ class DEQClassifier(nnx.Module):
           x: images as the data gives them.
           key: randomness for the cell.
           trace: whether `stats.trace` shall hold the relative residual after every step.
+          states: numbers of steps after which to look at the solve on its way.
         """
-        return self.deq.solve(self.stem(x), key=key, trace=trace)
+        return self.deq.solve(self.stem(x), key=key, trace=trace, states=states)
 
     def readout(self, z: Images) -> Float[Array, "batch classes"]:
         """Logits of an equilibrium."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, Num
 
-from deqflow.deq import DEQ, MultiscaleCell
+from deqflow.deq import DEQ, MultiscaleCell, Training
 from deqflow.deq.multiscale_cell import Scales
 from deqflow.implicit import Anderson, Gradient, Implicit, Solution, Solver
 from deqflow.models.stem import ImageStem, require_images
@@ -33,6 +33,8 @@ class MDEQClassifier(nnx.Module):
       stride: the finest scale is this many times coarser than the image.
       solver: how the equilibrium is found.
       gradient: how it is differentiated.
+      eval_solver: how it is found in evaluation; the same if `None`.
+      training: what is different in training, such as step budgets and penalties.
       input_shape: `(height, width, channels)` of an image.
       classes: number of classes.
       levels: integer images hold `0 .. levels - 1` and are divided by `levels - 1`; `None` for real images, taken as they are.
@@ -61,6 +63,8 @@ class MDEQClassifier(nnx.Module):
         stride: Annotated[int, Range(ge=1)] = 1,
         solver: Solver = Anderson(),
         gradient: Gradient = Implicit(),
+        eval_solver: Solver | None = None,
+        training: Training = Training(),
         input_shape: Annotated[tuple[int, ...], FromRuntime],
         classes: Annotated[int | None, FromRuntime],
         levels: Annotated[int | None, FromRuntime],
@@ -72,7 +76,7 @@ class MDEQClassifier(nnx.Module):
         self.stem = ImageStem(widths[0], groups=groups, stride=stride, input_shape=input_shape, levels=levels, rngs=rngs)
         # Whether the sides can be halved is known here, and told before anything is trained.
         jax.eval_shape(lambda x: cell.initial(self.stem(x)), jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
-        self.deq = DEQ(cell, solver, gradient)
+        self.deq = DEQ(cell, solver, gradient, eval_solver=eval_solver, training=training)
         self.downs = nnx.List([Resample(a, b, octaves=1, groups=groups, rngs=rngs) for a, b in itertools.pairwise(widths)])
         self.linear = nnx.Linear(widths[-1], classes, rngs=rngs)
 
@@ -81,7 +85,12 @@ class MDEQClassifier(nnx.Module):
         return self.readout(self.solve(x, key=key).value)
 
     def solve(
-        self, x: Num[Array, "batch height width channels"], *, key: Key[Array, ""] | None = None, trace: bool = False
+        self,
+        x: Num[Array, "batch height width channels"],
+        *,
+        key: Key[Array, ""] | None = None,
+        trace: bool = False,
+        states: tuple[int, ...] = (),
     ) -> Solution[Scales]:
         """The equilibrium of raw images, with per-sample statistics; `model(x) == model.readout(model.solve(x).value)`.
 
@@ -89,8 +98,9 @@ class MDEQClassifier(nnx.Module):
           x: images as the data gives them.
           key: randomness for the cell.
           trace: whether `stats.trace` shall hold the relative residual after every step.
+          states: numbers of steps after which to look at the solve on its way.
         """
-        return self.deq.solve(self.stem(x), key=key, trace=trace)
+        return self.deq.solve(self.stem(x), key=key, trace=trace, states=states)
 
     def readout(self, z: Scales) -> Float[Array, "batch classes"]:
         """Logits of an equilibrium."""

@@ -30,9 +30,33 @@ class Classifier(Protocol):
 class ImplicitClassifier(Protocol):
     """A classifier whose logits are read off the solution of an equation: `model(x) == readout(solve(x).value)`."""
 
-    def solve(self, x: jax.Array, *, key: Key[Array, ""] | None = None, trace: bool = False) -> Solution[Any]: ...
+    def solve(
+        self, x: jax.Array, *, key: Key[Array, ""] | None = None, trace: bool = False, states: tuple[int, ...] = ()
+    ) -> Solution[Any]: ...
 
     def readout(self, z: Any) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Correction:
+    """A loss on the states that a solve passes on its way, so that few steps give good answers too.
+
+        loss + weight mean_i loss(readout(f(z_i)))
+
+    Args:
+      states: the numbers of solver steps i, in increasing order.
+      weight: of the mean of their losses.
+
+    Bai, Geng, Savani and Kolter, "Deep equilibrium optical flow estimation", 2022.
+    """
+
+    states: tuple[Annotated[int, Range(ge=0)], ...]
+    weight: Annotated[float, Range(gt=0)] = 0.5
+
+    def __post_init__(self) -> None:
+        check_ranges(type(self).__init__, vars(self))
+        if not self.states or list(self.states) != sorted(set(self.states)):
+            raise ValueError(f"correction.states must be numbers of solver steps in increasing order, got {self.states}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +72,7 @@ class Classification(Task):
 
     Args:
       augment: random changes of the training images; `None` for none.
+      correction: a loss on early states of the solve, of a model that solves an equation; `None` for none.
       label_smoothing: weight `s` of the uniform distribution in the target (Szegedy et al. 2016); 0 for the labels themselves.
       classes: number of classes, from the data.
       class_names: the classes in words, for the pictures, from the data.
@@ -62,6 +87,7 @@ class Classification(Task):
     """
 
     augment: Augment | None = None
+    correction: Correction | None = None
     label_smoothing: Annotated[float, Range(ge=0, lt=1)] = 0.0
     classes: Annotated[int | None, FromRuntime] = None
     class_names: Annotated[tuple[str, ...] | None, FromRuntime] = None
@@ -89,8 +115,11 @@ class Classification(Task):
         """Mean cross entropy in nats, with the accuracy on the batch."""
         labels = _labels(batch)
         x = batch["x"] if self.augment is None else self.augment(batch["x"], jax.random.fold_in(key, 0))
-        logits = self._logits(model, x, key)
-        return self._cross_entropy(logits, labels).mean(), {"accuracy": _correct(logits, labels).mean()}
+        if self.correction is None:
+            logits, early = self._logits(model, x, key), jnp.zeros(())
+        else:
+            logits, early = self._corrected(model, x, labels, key, self.correction)
+        return self._cross_entropy(logits, labels).mean() + early, {"accuracy": _correct(logits, labels).mean()}
 
     def evaluate(self, model: nnx.Module, batch: Batch, key: Key[Array, ""]) -> dict[str, Array]:
         """Per example `loss`, `correct` (0 or 1) and `prediction`; of an implicit model also `residual`, `steps` and `status`.
@@ -139,6 +168,19 @@ class Classification(Task):
             return self._logits(model, x, key), None
         solution = model.solve(x, key=key, trace=trace)
         return self._checked(model.readout(solution.value), x.shape[0]), solution.stats
+
+    def _corrected(
+        self, model: nnx.Module, x: jax.Array, labels: Int[Array, " batch"], key: Key[Array, ""], correction: Correction
+    ) -> tuple[Float[Array, "batch classes"], Float[Array, ""]]:
+        """Logits, and the weighted loss of the early states."""
+        if not isinstance(model, ImplicitClassifier):
+            raise ValueError(
+                f"task.correction needs a model that solves an equation, such as deq_classifier; {type(model).__name__} does not"
+            )
+        solution = model.solve(x, key=key, states=correction.states)
+        logits, *early = (self._checked(model.readout(z), x.shape[0]) for z in (solution.value, *solution.states))
+        losses = [self._cross_entropy(one, labels).mean() for one in early]
+        return logits, correction.weight * jnp.mean(jnp.stack(losses))
 
     def _cross_entropy(self, logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
         log_p = jax.nn.log_softmax(logits)

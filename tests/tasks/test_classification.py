@@ -10,6 +10,7 @@ from flax import nnx
 from deqflow.implicit import Anderson, Status, fixed_point
 from deqflow.registry import resolve
 from deqflow.tasks import Classification
+from deqflow.tasks.classification import Correction
 
 KEY = jax.random.key(0)
 SOLVES = []
@@ -40,9 +41,10 @@ class Equilibrium(nnx.Module):
         self.head = nnx.Linear(4, 3, rngs=nnx.Rngs(3))
         self.solver = Anderson(rtol=1e-4, max_steps=max_steps)
 
-    def solve(self, x, *, key=None, trace=False):
+    def solve(self, x, *, key=None, trace=False, states=()):
         SOLVES.append(self)
-        return fixed_point(lambda z: jnp.tanh(z @ self.weight[...] + x), jnp.zeros_like(x), solver=self.solver, trace=trace)
+        f = lambda z: jnp.tanh(z @ self.weight[...] + x)  # noqa: E731
+        return fixed_point(f, jnp.zeros_like(x), solver=self.solver, trace=trace, states=states)
 
     def readout(self, z):
         return self.head(z)
@@ -186,3 +188,18 @@ def test_pictures_of_an_implicit_model():
 
 def test_registered():
     assert resolve("task", "classification") is Classification
+
+
+def test_the_correction_is_the_loss_of_early_states():
+    model, batch = Equilibrium(), batch_of()
+    plain, corrected = Classification(classes=3), Classification(classes=3, correction=Correction(states=(0, 2), weight=0.3))
+    f = lambda z: jnp.tanh(z @ model.weight[...] + batch["x"])  # noqa: E731
+    early = [f(jnp.zeros_like(batch["x"])), f(fixed_point(f, jnp.zeros_like(batch["x"]), solver=model.solver, budget=2).value)]
+    losses = [optax.softmax_cross_entropy_with_integer_labels(model.readout(z), batch["y"]).mean() for z in early]
+    expected = plain.loss(model, batch, KEY)[0] + 0.3 * (losses[0] + losses[1]) / 2
+    np.testing.assert_allclose(corrected.loss(model, batch, KEY)[0], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="task.correction needs a model that solves an equation"):
+        corrected.loss(Linear(4, 3), batch, KEY)
+    for bad in ((), (3, 2)):
+        with pytest.raises(ValueError, match="correction.states must be numbers of solver steps in increasing order"):
+            Correction(states=bad)
