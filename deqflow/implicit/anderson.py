@@ -25,8 +25,6 @@ class _State(NamedTuple):
     residuals: Float[Array, "batch m n"]  # differences of successive residuals, a ring buffer
     images: Float[Array, "batch m n"]  # differences of successive damped images z + damping (f(z) - z)
     gram: Float[Array, "batch m m"]  # of `residuals`
-    target: Float[Array, "batch m"]  # inner products of `residuals` and r
-    size: Float[Array, " batch"]  # ‖r‖₂
     lowest: Float[Array, " batch"]  # the smallest residual since the history was last cleared
     since: Int[Array, " batch"]  # steps since then
 
@@ -80,14 +78,14 @@ class Anderson(Solver):
             residuals=buffer,
             images=buffer,
             gram=gram,
-            target=gram[:, 0],
-            size=number,
             lowest=number + jnp.inf,
             since=number.astype(jnp.int32),
         )
 
     def step(self, f: Map, state: _State) -> _State:
-        weights = self._weights(state.gram, state.target)
+        # Carrying these products along by the row formed below would spare a pass over the history, but what rounding leaves of earlier,
+        # larger residuals would be divided by the smallest eigenvalue.
+        weights = self._weights(state.gram, dot(state.residuals, matrix(state.r)))
         z = (state.z + self.damping * state.r - self._correction(weights, state)).astype(state.z.dtype)
         fz = f(z)
         r = fz - z
@@ -108,12 +106,8 @@ class Anderson(Solver):
         gram = lax.dynamic_update_index_in_dim(state.gram, row, slot, 1)
         gram = lax.dynamic_update_index_in_dim(gram, row, slot, 2)
         gram = jnp.where(clear[:, None, None], 0, gram)
-        # ΔRᵀ r grows by ΔRᵀ (r - r_before), the row at hand, and that of the newest difference is given by the cosine rule: no further
-        # pass over the history. What rounding adds is relative to residuals at most `history` steps old.
-        newest = (lax.dynamic_index_in_dim(row, slot, 1, keepdims=False) + size**2 - state.size**2) / 2
-        target = lax.dynamic_update_index_in_dim(state.target + row, newest, slot, 1)
         lowest = jnp.where(clear, jnp.inf, jnp.where(lower, size, state.lowest))
-        return _State(state.taken + 1, z, fz, r, residuals, images, gram, target, size, lowest, jnp.where(clear, 0, since))
+        return _State(state.taken + 1, z, fz, r, residuals, images, gram, lowest, jnp.where(clear, 0, since))
 
     def _correction(self, weights: Float[Array, "batch m"], state: _State) -> Vectors:
         """`(ΔZ + damping ΔR) γ`, term by term: fused with what it is taken from, it makes one pass instead of three."""
