@@ -38,7 +38,7 @@ class MultiscaleCell(Cell):
       rngs: random streams; `params` is used.
 
     Raises:
-      ValueError: if a number is out of its range, or `widths` is empty; when called, if an image cannot be halved often enough.
+      ValueError: if a number is out of its range, or there is no scale; when called, if an image cannot be halved often enough.
 
     Example:
       >>> cell = MultiscaleCell((8, 16), groups=4, rngs=nnx.Rngs(0))
@@ -60,8 +60,8 @@ class MultiscaleCell(Cell):
         rngs: nnx.Rngs,
     ) -> None:
         check_ranges(MultiscaleCell.__init__, locals())
-        if not widths:
-            raise ValueError("widths must name the channels of one scale at least, got none")
+        if min(widths, default=0) < 1:
+            raise ValueError(f"widths must be the channels of one scale or more, each at least 1, got {widths}")
         self.widths = widths
         self.gain = gain
         self.inject = Conv(widths[0], widths[0], bias=False, rngs=rngs)

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Num
+from jaxtyping import Array, Float, Num
 
 from deqflow.nn import GroupNorm, windows
-from deqflow.nn.conv import Images
 
 
 class ImageStem(nnx.Module):
@@ -35,7 +34,7 @@ class ImageStem(nnx.Module):
         self.convs = nnx.List([nnx.Conv(c * p * p, width, (3, 3), rngs=rngs) for c, p in zip(channels, self.factors, strict=False)])
         self.norms = nnx.List([GroupNorm(width, groups) for _ in self.factors])
 
-    def __call__(self, x: Num[Array, "batch height width channels"]) -> Images:
+    def __call__(self, x: Num[Array, "batch height width channels"]) -> Float[Array, "batch rows columns features"]:
         x = x.astype(jnp.float32)
         if self.levels is not None:
             x = x / (self.levels - 1)
