@@ -181,7 +181,7 @@ class MonotoneConvCell(MonotoneCell):
       rngs: random streams; `params` is used.
 
     Raises:
-      ValueError: if m or alpha is not positive and finite, or `size` is even.
+      ValueError: if m or alpha is not positive and finite, or `size` is not odd.
 
     Example:
       >>> cell = MonotoneConvCell(8, rngs=nnx.Rngs(0))

@@ -166,7 +166,7 @@ class MonotoneConv(MonotoneOperator):
       rngs: random streams; `params` is used.
 
     Raises:
-      ValueError: if m is not positive, or `size` is even.
+      ValueError: if m is not positive, or `size` is not odd.
 
     Example:
       >>> W = MonotoneConv(8, rngs=nnx.Rngs(0))
@@ -185,8 +185,8 @@ class MonotoneConv(MonotoneOperator):
         skew: float = 0.25,
         rngs: nnx.Rngs,
     ) -> None:
-        if size % 2 == 0:
-            raise ValueError(f"size must be odd, so that the kernel has a centre, got {size}")
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"size must be odd and positive, so that the kernel has a centre, got {size}")
         half = (size + 1) // 2
         A = _initial(rngs, (half, half, width, width), half * half * width)
         B = _initial(rngs, (size, size, width, width), size * size * width)

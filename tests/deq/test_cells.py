@@ -10,7 +10,7 @@ import pytest
 from flax import linen, nnx
 from flax.nnx import bridge
 
-from deqflow.deq import DEQ, ConvCell, MLPCell, MultiscaleCell, ResidualConvCell
+from deqflow.deq import DEQ, ConvCell, MLPCell, MonotoneConvCell, MonotoneDenseCell, MultiscaleCell, ResidualConvCell
 from deqflow.implicit import Anderson, BiCGStab, Implicit
 from deqflow.nn import SpectralNorm, WeightNorm
 
@@ -19,6 +19,8 @@ CELLS = {
     "conv": (functools.partial(ConvCell, 8, groups=4), (5, 4, 8)),
     "mlp": (functools.partial(MLPCell, 6, inputs=3, hidden=5), (3,)),
     "mlp, spectral norm": (functools.partial(MLPCell, 6, parametrise="spectral"), (6,)),
+    "monotone_conv": (functools.partial(MonotoneConvCell, 3), (4, 3, 3)),
+    "monotone_dense": (functools.partial(MonotoneDenseCell, 5, splitting="peaceman_rachford"), (5,)),
     "multiscale": (functools.partial(MultiscaleCell, (4, 8), groups=2, weight_norm=True), (4, 6, 4)),
     "residual_conv": (functools.partial(ResidualConvCell, 8, groups=4, weight_norm=True), (5, 4, 8)),
 }

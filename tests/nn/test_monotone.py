@@ -124,6 +124,7 @@ def test_m_must_be_positive(m):
         MonotoneDense(3, m=m, rngs=nnx.Rngs(0))
 
 
-def test_kernels_need_a_centre():
-    with pytest.raises(ValueError, match="size must be odd"):
-        MonotoneConv(3, size=4, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("size", [4, 0, -1])
+def test_kernels_need_a_centre(size):
+    with pytest.raises(ValueError, match="size must be odd and positive"):
+        MonotoneConv(3, size=size, rngs=nnx.Rngs(0))
