@@ -49,10 +49,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="+", choices=EXPECTED, metavar="CONFIG", help=", ".join(EXPECTED))
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets (default: data)")
+    parser.add_argument("--runs", type=Path, help="folder that keeps the run directories (default: they are not kept)")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as runs:
+    with tempfile.TemporaryDirectory() as folder:
         for name in arguments.configs:
-            measure(name, arguments.data, Path(runs))
+            measure(name, arguments.data, arguments.runs or Path(folder))
 
 
 if __name__ == "__main__":
