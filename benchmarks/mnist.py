@@ -28,6 +28,8 @@ def measure(name: str, data: Path, runs: Path) -> None:
     folder = data / Path(load(path).data.arguments["folder"]).name
     began, cpu = time.perf_counter(), time.process_time()
     result = run(path, runs / name, overrides=[f"data.folder={folder}"])
+    if result.interrupted:
+        raise SystemExit(f"{name} was interrupted at step {result.step}: no result is kept")
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     parameters = jax.tree.leaves(nnx.state(trained(result.directory), nnx.Param))
     write_result(

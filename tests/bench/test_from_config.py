@@ -12,7 +12,7 @@ from deqflow.implicit import JacobianFree, Picard
 
 CONFIG = """
 data: {kind: digits, batch_size: 4}
-model: {kind: deq_classifier, width: 4, groups: 2, grid: 2}
+model: {kind: deq_classifier, width: 4, groups: 2, grid: 2, cell: {kind: conv, groups: 2}}
 task: classification
 optim: {kind: adamw, lr: 1e-3}
 train: {steps: 2}

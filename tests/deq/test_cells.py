@@ -11,7 +11,7 @@ from flax import linen, nnx
 from flax.nnx import bridge
 
 from deqflow.deq import DEQ, ConvCell, MLPCell, MonotoneConvCell, MonotoneDenseCell, MultiscaleCell, ResidualConvCell
-from deqflow.implicit import Anderson, BiCGStab, Implicit
+from deqflow.implicit import Implicit, JacobianFree, Neumann, Picard
 from deqflow.nn import SpectralNorm, WeightNorm
 
 # name -> how it is made, the shape of a sample of x
@@ -39,7 +39,7 @@ def case(request):
     """A cell and what a layer makes of it under plain `jax.jit`."""
     make, shape = request.param
     cell = make(rngs=nnx.Rngs(0))
-    layer = DEQ(cell, Anderson(rtol=1e-6, max_steps=60), Implicit(linear=BiCGStab(rtol=1e-6)))
+    layer = DEQ(cell, Picard(rtol=1e-6, max_steps=60), Implicit(linear=Neumann(rtol=1e-6, max_steps=60)))
     x = jax.random.normal(jax.random.key(1), (3, *shape))
     graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
 
@@ -61,9 +61,8 @@ def test_one_step_keeps_structure_shape_and_dtype(case):
     assert described(jax.eval_shape(case.cell, start, case.x)) == described(start) == described(case.solution.value)
 
 
-def test_the_layer_converges_soon_at_initialisation(case):
+def test_plain_iteration_converges_at_initialisation(case):
     assert case.solution.stats.converged.all()
-    assert case.solution.stats.steps.max() <= 30
     assert norm(case.solution.value) > 0.1
 
 
@@ -109,7 +108,7 @@ class Net(linen.Module):
 
 class Layer(DEQ):
     def __init__(self, rngs):
-        super().__init__(MLPCell(6, inputs=3, rngs=rngs), Anderson(rtol=1e-5))
+        super().__init__(MLPCell(6, inputs=3, rngs=rngs), Picard(rtol=1e-5), JacobianFree())
 
 
 def test_from_linen_through_the_bridge():
@@ -122,9 +121,9 @@ def test_from_linen_through_the_bridge():
 
 
 DROPPING = {
-    "conv": lambda rate: ConvCell(8, groups=4, dropout=rate, rngs=nnx.Rngs(0)),
-    "mlp": lambda rate: MLPCell(8, dropout=rate, rngs=nnx.Rngs(0)),
-    "multiscale": lambda rate: MultiscaleCell((8, 8), groups=4, dropout=rate, rngs=nnx.Rngs(0)),
+    "conv": lambda: ConvCell(8, groups=4, dropout=0.5, rngs=nnx.Rngs(0)),
+    "mlp": lambda: MLPCell(8, dropout=0.5, rngs=nnx.Rngs(0)),
+    "multiscale": lambda: MultiscaleCell((8, 8), groups=4, dropout=0.5, rngs=nnx.Rngs(0)),
 }
 
 
@@ -133,21 +132,15 @@ def test_dropout_draws_one_mask_per_solve_and_none_without_a_key(make):
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
 
     @nnx.jit
-    def outputs(dropping, plain, x):
-        z = jax.tree.map(jnp.ones_like, plain.initial(x))
-        f = dropping.prepare(x, jax.random.key(0))
-        maps = {"f": f, "f again": f, "other": dropping.prepare(x, jax.random.key(1)), "no key": dropping.prepare(x)}
-        dropping.eval()
-        maps |= {"eval": dropping.prepare(x, jax.random.key(0)), "plain": plain.prepare(x)}
-        dropping.train()
-        return {name: map(z) for name, map in maps.items()}
+    def outputs(cell, x):
+        z = jax.tree.map(jnp.ones_like, cell.initial(x))
+        f, other, plain = (cell.prepare(x, key) for key in (jax.random.key(0), jax.random.key(1), None))
+        return [jax.tree.leaves(map(z)) for map in (f, f, other, plain)]
 
-    found = {name: jax.tree.leaves(tree) for name, tree in outputs(make(0.5), make(0.0), x).items()}
-    for part, plain in enumerate(found["plain"]):
-        for name, same in {"f again": "f", "no key": "plain", "eval": "plain"}.items():
-            np.testing.assert_array_equal(found[name][part], found[same][part])
-        assert not np.allclose(found["f"][part], plain, atol=1e-3)
-        assert not np.allclose(found["f"][part], found["other"][part], atol=1e-3)
+    for first, second, other, plain in zip(*outputs(make(), x), strict=True):
+        np.testing.assert_array_equal(first, second)
+        assert not np.allclose(first, other, atol=1e-3)
+        assert not np.allclose(first, plain, atol=1e-3)
 
 
 def test_options_reach_the_weights():
@@ -161,7 +154,7 @@ def test_a_spectrally_normalised_mlp_has_one_equilibrium_whatever_its_weights():
     for layer in (cell.first, cell.second):
         layer.kernel.kernel[...] *= 30
     x, starts = jnp.ones((2, 8)), jax.random.normal(jax.random.key(0), (2, 2, 8))
-    solve = nnx.jit(lambda cell, z0: DEQ(cell, Anderson(rtol=1e-6, max_steps=100)).solve(x, z0=z0).value)
+    solve = nnx.jit(lambda cell, z0: DEQ(cell, Picard(rtol=1e-6, max_steps=300)).solve(x, z0=z0).value)
     np.testing.assert_allclose(solve(cell, starts[0]), solve(cell, starts[1]), atol=1e-4)
 
 

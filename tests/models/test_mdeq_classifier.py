@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deqflow.implicit import Anderson
+from deqflow.implicit import JacobianFree, Picard
 from deqflow.models.mdeq_classifier import MDEQClassifier
 
 
 def build(**changes):
     arguments = {"widths": (8, 4), "groups": 2, "input_shape": (9, 12, 3), "stride": 3, "classes": 5, "levels": 256, "rngs": nnx.Rngs(0)}
-    return MDEQClassifier(solver=Anderson(rtol=1e-4), **{**arguments, **changes})
+    return MDEQClassifier(solver=Picard(rtol=1e-4), gradient=JacobianFree(), **{**arguments, **changes})
 
 
 def test_solves_reads_out_and_gives_every_parameter_a_gradient():
