@@ -2,10 +2,10 @@
 
 python benchmarks/language.py deq            # configs/shakespeare_deq.yaml, and its generation
 python benchmarks/language.py transformer    # configs/shakespeare_transformer.yaml at four depths
-python benchmarks/language.py memory --data data/tinyshakespeare/input.txt         # compiled memory of a training step against iterations
+python benchmarks/language.py memory         # compiled memory of a training step against iterations
 
-Every run sees the same windows in the same order. Generation is measured twice from the same
-random choices, each solve once from the equilibrium of the window before and once from zero.
+`--data` says where the text lies. Every run sees the same windows in the same order. Generation is measured twice from the same random
+choices, each solve once from the equilibrium of the window before and once from zero.
 """
 
 import argparse
