@@ -1,16 +1,15 @@
 """Language models of equal parameters on equal tokens: a DEQ transformer beside explicit ones of several depths, and what they cost.
 
-python benchmarks/language.py deq --data data/tinyshakespeare/input.txt            # configs/shakespeare_deq.yaml, and its generation
-python benchmarks/language.py transformer --data data/tinyshakespeare/input.txt    # configs/shakespeare_transformer.yaml at four depths
-python benchmarks/language.py memory --data data/tinyshakespeare/input.txt         # compiled memory of a training step against iterations
+python benchmarks/language.py deq            # configs/shakespeare_deq.yaml, and its generation
+python benchmarks/language.py transformer    # configs/shakespeare_transformer.yaml at four depths
+python benchmarks/language.py memory         # compiled memory of a training step against iterations
 
-Every run sees the same windows in the same order. Generation is measured twice from the same
-random choices, each solve once from the equilibrium of the window before and once from zero.
+`--data` says where the text lies. Every run sees the same windows in the same order. Generation is measured twice from the same random
+choices, each solve once from the equilibrium of the window before and once from zero.
 """
 
 import argparse
 import itertools
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -98,9 +97,9 @@ def main() -> None:
             changes = {"model.depth": depth, "model.width": width, "model.heads": heads, "optim.lr.peak": rate}
             numbers, _ = train("shakespeare_transformer", [*overrides, *(f"{name}={value}" for name, value in changes.items())])
             runs.append({"depth": depth, "width": width, "peak_rate": rate, **numbers})
-            print(json.dumps(runs[-1]), flush=True)
-        best = min(runs, key=lambda entry: entry["validation"]["loss"])
-        metrics, expected = {"best": best, "runs": runs}, {}
+            best = min(runs, key=lambda entry: entry["validation"]["loss"])
+            write_result("language_transformer", {"best": best, "runs": runs}, {}, time.perf_counter() - began)  # each adds to the file
+        return
     else:
         rows = memory(arguments.data)
         implicit = [row["compiled_bytes"] for row in rows if row["method"] == "implicit"]
