@@ -37,8 +37,8 @@ class BiCGStab(LinearSolver):
     monotone and may break down; it is then started again from its best iterate. What it reports is `b - A x` itself, at one product more,
     as the recursion by which the method follows its residual drifts away from that.
 
-    In benchmarks/solvers.py it takes half the time of `jax.scipy.sparse.linalg.bicgstab`, which solves the batch as one system, so that
-    samples are not independent, and as long as lineax's under `vmap`, which needs float64 to be enabled to get anywhere there.
+    In benchmarks/solvers.py it takes two thirds of the time of `jax.scipy.sparse.linalg.bicgstab`, which solves the batch as one system, so
+    that samples are not independent, and as long as lineax's under `vmap`, which needs float64 to be enabled to get anywhere there.
 
     Args:
       atol: absolute tolerance.

@@ -33,8 +33,8 @@ class GMRES(LinearSolver):
     An Arnoldi basis, orthogonalised twice in at least float32, of at most `restart + 1` states is kept per sample. Needs no transpose
     and no contraction: any non-singular `A` is solved when `restart` suffices.
 
-    In benchmarks/solvers.py it takes a third of the time of `jax.scipy.sparse.linalg.gmres`, which solves the batch as one system, so
-    that samples are not independent, and half of that of lineax's under `vmap`.
+    In benchmarks/solvers.py it takes less than half of the time of `jax.scipy.sparse.linalg.gmres`, which solves the batch as one system,
+    so that samples are not independent, and of lineax's under `vmap`.
 
     Args:
       restart: size of the basis after which the iteration starts again from its residual; memory grows with it.
