@@ -47,18 +47,23 @@ class SolveDiagnostics(nnx.Module):
         write(*((getattr(self, name), lax.stop_gradient(value)) for name, value in values.items()))
 
 
-def write(*values: tuple[Diagnostics, Float[Array, ""]]) -> None:
+def write(*values: tuple[Diagnostics, Float[Array, ""]], required: bool = False) -> None:
     """Set diagnostics of the call under way.
 
     Where Flax does not let a module change, in a plain JAX transformation that closes over it such as `jax.jit(lambda x: deq(x))`,
     it warns instead. The statistics that `DEQ.solve` returns are there either way.
+
+    Raises:
+      ValueError: in such a place, for values that are `required`.
     """
     try:
         for variable, value in values:
             variable[...] = value
-    except TraceContextError:
-        warnings.warn(
-            "the layer's diagnostics were not updated, because it is called inside a JAX transformation that its state does not pass "
-            "through; use nnx.jit, or pass the state as an argument and merge it inside (nnx.merge(..., copy=True))",
-            stacklevel=4,
+    except TraceContextError as error:
+        reason = (
+            "because the layer is called inside a JAX transformation that its state does not pass through; use nnx.jit, or pass the state "
+            "as an argument and merge it inside (nnx.merge(..., copy=True))"
         )
+        if required:
+            raise ValueError(f"the layer's penalty cannot reach the loss, {reason}") from error
+        warnings.warn(f"the layer's diagnostics were not updated, {reason}", stacklevel=4)

@@ -12,9 +12,9 @@ from jaxtyping import Array, Bool, Int, Key
 
 from deqflow.deq.cell import State
 from deqflow.deq.diagnostics import SolveDiagnostics, write
-from deqflow.deq.training import Penalty, Training, TrainingStep
-from deqflow.implicit import Anderson, Gradient, Implicit, Picard, Solution, Solver, Status, Unrolled, fixed_point
-from deqflow.implicit.trees import as_floating, check_like
+from deqflow.deq.training import Penalty, Training, TrainingStep, all_finite, unroll
+from deqflow.implicit import Anderson, Gradient, Implicit, JacobianFree, Picard, Solution, Solver, Status, fixed_point
+from deqflow.implicit.trees import as_floating, check_like, select
 
 
 class DEQ(nnx.Module):
@@ -99,14 +99,14 @@ class DEQ(nnx.Module):
         Raises:
           ValueError: if the cell's output differs from its state in structure, shape or dtype, or a key is missing that training needs.
         """
-        valid = _finite(x)
-        x = _select(valid, x, jax.tree.map(jnp.zeros_like, x))
+        valid = all_finite(x)
+        x = select(valid, x, jax.tree.map(jnp.zeros_like, x))
         initial = getattr(self.cell, "initial", lambda x: jax.tree.map(jnp.zeros_like, x))
         start = as_floating(initial(x), "the cell's initial state")
         if z0 is not None:
             z0 = as_floating(z0, "z0")
             check_like(z0, start, "z0 of the cell")
-            start = _select(_finite(z0), z0, start)
+            start = select(all_finite(z0), z0, start)
         f = self._prepared(x, key)
 
         def step(z: State) -> State:
@@ -117,10 +117,10 @@ class DEQ(nnx.Module):
         solution = self._solved(step, start, key, budget, trace, states)
         stats = solution.stats._replace(status=jnp.where(valid, solution.stats.status, jnp.int32(Status.INVALID_INPUT)))
         self.diagnostics.record(stats)
-        if self.penalty is not None and not self.deterministic:
-            assert self.training.jacobian is not None
-            write((self.penalty, self.training.jacobian(step, solution.value, self._step, _stream(key, 1))))
-        value, states = jax.tree.map(lambda z: _select(valid, z, lax.stop_gradient(z)), (solution.value, solution.states))
+        if self.penalty is not None:
+            self._penalise(self.penalty, step, solution.value, key, ~stats.failed)
+        found = (solution.value, solution.states)
+        value, states = select(valid, found, lax.stop_gradient(found))
         return Solution(value, stats, states=states)
 
     def _solved(
@@ -136,21 +136,39 @@ class DEQ(nnx.Module):
             return fixed_point(
                 f, z0, solver=self.eval_solver or self.solver, gradient=self.gradient, budget=budget, trace=trace, states=states
             )
-        if budget is None and self.training.budget is not None:
+        given = budget is not None
+        if not given and self.training.budget is not None:
             budget = self.training.budget(self._step, _stream(key, 0))
         solve = lambda: fixed_point(f, z0, solver=self.solver, gradient=self.gradient, budget=budget, trace=trace, states=states)  # noqa: E731
-        if (first := self.training.pretraining) is None:
+        first = self.training.pretraining
+        if first is None or given:
             return solve()
-        # The last evaluation is of the state that is returned.
-        plain = Picard(rtol=0.0, max_steps=first.depth + 1, precision=self.solver.precision)
+        one = dataclasses.replace(Picard(max_steps=1), atol=self.solver.atol, rtol=self.solver.rtol)
 
         def unrolled() -> Solution[Any]:
-            solution = fixed_point(f, z0, solver=plain, gradient=Unrolled(), states=states)
-            trace_like = jax.eval_shape(solve).stats.trace
-            blank = None if trace_like is None else jnp.full(trace_like.shape, jnp.nan, trace_like.dtype)
-            return dataclasses.replace(solution, stats=solution.stats._replace(trace=blank))
+            with jax.default_matmul_precision(self.solver.precision):
+                z, sound = unroll(f, z0, first.depth)
+            stats = fixed_point(f, lax.stop_gradient(z), solver=one, gradient=JacobianFree()).stats
+            blank = jnp.full((self.solver.max_steps, *stats.steps.shape), jnp.nan, stats.residual.dtype) if trace else None
+            count = first.depth + stats.steps
+            status = jnp.where(sound, stats.status, jnp.int32(Status.DIVERGED))
+            stats = stats._replace(status=status, steps=count, evaluations=count, trace=blank)
+            return Solution(z, stats, states=(z,) * len(states))
 
         return lax.cond(self._step < first.steps, unrolled, solve)
+
+    def _penalise(
+        self,
+        penalty: Penalty,
+        f: Callable[[State], State],
+        z: State,
+        key: Key[Array, ""] | None,
+        usable: Bool[Array, " batch"],
+    ) -> None:
+        if self.deterministic:
+            return write((penalty, jnp.zeros((), jnp.float32)))
+        assert self.training.jacobian is not None
+        write((penalty, self.training.jacobian(f, z, self._step, _stream(key, 1), usable)), required=True)
 
     @property
     def _step(self) -> Int[Array, ""]:
@@ -164,14 +182,3 @@ class DEQ(nnx.Module):
 def _stream(key: Key[Array, ""] | None, number: int) -> Key[Array, ""] | None:
     """Randomness for another use than the cell's."""
     return None if key is None else jax.random.fold_in(key, 0xDE0 + number)
-
-
-def _finite(tree: Any) -> Bool[Array, " batch"]:
-    """Which samples hold finite numbers only."""
-    flags = [jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, jnp.ndim(leaf)))) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(flags), axis=0)
-
-
-def _select(condition: Bool[Array, " batch"], a: Any, b: Any) -> Any:
-    """Per sample, `a` where `condition` holds and `b` elsewhere."""
-    return jax.tree.map(lambda a, b: jnp.where(jnp.expand_dims(condition, tuple(range(1, jnp.ndim(a)))), a, b), a, b)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from deqflow.deq.cell import State
 from deqflow.deq.diagnostics import Diagnostics
+from deqflow.implicit.trees import finite, select
 from deqflow.registry import Range, check_ranges
 
 
@@ -30,7 +31,7 @@ def at_step(model: nnx.Module, step: Int[Array, ""] | int) -> None:
 
 
 def penalties(model: nnx.Module) -> Float[Array, ""]:
-    """The sum of what the layers of `model` asked in their last call to be added to the loss.
+    """The sum of what the layers of `model` asked in their last call to be added to the loss; nothing after a call in evaluation.
 
     Example:
       >>> from deqflow.deq import DEQ, ConvCell, JacobianPenalty, Training
@@ -41,8 +42,8 @@ def penalties(model: nnx.Module) -> Float[Array, ""]:
       >>> bool(loss(layer, jnp.ones((2, 4, 4, 8)), jax.random.key(0)) > layer(jnp.ones((2, 4, 4, 8)), key=jax.random.key(0)).mean())
       True
     """
-    found = [jnp.zeros((), jnp.float32), *(variable[...] for _, variable in nnx.to_flat_state(nnx.state(model, Penalty)))]
-    return jnp.sum(jnp.stack(found))
+    found = (jnp.sum(variable[...]) for _, variable in nnx.to_flat_state(nnx.state(model, Penalty)))
+    return sum(found, jnp.zeros((), jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,9 +83,14 @@ class StepBudget:
 class Pretraining:
     """The first training steps, by backpropagation through a few steps of plain iteration.
 
+        z_{k+1} = f(z_k),   k < depth
+
+    Its tape, `depth` states, is part of the memory of every later training step too: which of the two is done is decided at run time. It
+    gives way to an explicit `budget` of a solve.
+
     Args:
       steps: number of training steps.
-      depth: steps of plain iteration, `z_{k+1} = f(z_k)`.
+      depth: steps of plain iteration.
 
     Bai, Kolter and Koltun, "Deep equilibrium models", 2019.
     """
@@ -121,12 +127,19 @@ class JacobianPenalty:
     def __post_init__(self) -> None:
         check_ranges(type(self).__init__, vars(self))
 
-    def __call__(self, f: Callable[[State], State], z: State, step: Int[Array, ""], key: Key[Array, ""] | None) -> Float[Array, ""]:
-        """The penalty of the map `f` at `z`, which is held constant."""
+    def __call__(
+        self,
+        f: Callable[[State], State],
+        z: State,
+        step: Int[Array, ""],
+        key: Key[Array, ""] | None,
+        usable: Bool[Array, " batch"] | None = None,
+    ) -> Float[Array, ""]:
+        """The penalty of the map `f` at `z`, which is held constant, over the `usable` samples."""
         choice, probe = jax.random.split(required(key, "a Jacobian penalty"))
         z = lax.stop_gradient(z)
         weight = self.weight / self.fraction * (jnp.minimum(step / self.over, 1) if self.over else 1)
-        estimate = lambda: jacobian_norm(f, z, probe, self.probes)  # noqa: E731
+        estimate = lambda: jacobian_norm(f, z, probe, self.probes, usable)  # noqa: E731
         if self.fraction < 1:
             chosen = jax.random.uniform(choice) < self.fraction
             return weight * lax.cond(chosen, estimate, lambda: jnp.zeros((), jnp.float32))
@@ -136,6 +149,8 @@ class JacobianPenalty:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """What an equilibrium layer does differently in training; nothing, as it stands.
+
+    Schedules count the training steps that `at_step` tells, as the trainer does; without it, every step is the first.
 
     Args:
       budget: schedule of the number of solver steps.
@@ -153,7 +168,9 @@ class Training:
         return self.budget is not None or self.pretraining is not None or (self.jacobian is not None and self.jacobian.over > 0)
 
 
-def jacobian_norm(f: Callable[[State], State], z: State, key: Key[Array, ""], probes: int = 1) -> Float[Array, ""]:
+def jacobian_norm(
+    f: Callable[[State], State], z: State, key: Key[Array, ""], probes: int = 1, usable: Bool[Array, " batch"] | None = None
+) -> Float[Array, ""]:
     """Hutchinson's estimate of `‖∂f/∂z‖_F² / n`, the mean over the batch.
 
     Args:
@@ -161,21 +178,42 @@ def jacobian_norm(f: Callable[[State], State], z: State, key: Key[Array, ""], pr
       z: where, a pytree of arrays with a leading batch axis.
       key: of the random vectors.
       probes: how many of them per sample.
+      usable: the samples that count; all of them if `None`.
 
     Example:
       >>> jacobian_norm(lambda z: 0.5 * z, jnp.ones((64, 100)), jax.random.key(0), probes=4).round(2)
       Array(0.25, dtype=float32)
     """
     leaves, structure = jax.tree.flatten(z)
+    batch = leaves[0].shape[0]
+    usable = jnp.ones(batch, bool) if usable is None else usable
+    size = sum(leaf.size for leaf in leaves) // max(batch, 1)
+    nothing = jax.tree.map(jnp.zeros_like, z)
     _, pull = jax.vjp(f, z)
 
     def squares(key: Key[Array, ""]) -> Float[Array, ""]:
         keys = jax.random.split(key, len(leaves))
-        noise = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-        (pulled,) = pull(jax.tree.unflatten(structure, noise))
+        # Added to zeros of the state's own, so that it is sharded as that is.
+        noise = [jnp.zeros_like(leaf) + jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+        (pulled,) = pull(select(usable, jax.tree.unflatten(structure, noise), nothing))
+        pulled = select(usable, pulled, nothing)
         return sum((jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(pulled)), jnp.zeros((), jnp.float32))
 
-    return jnp.mean(lax.map(squares, jax.random.split(key, probes))) / sum(leaf.size for leaf in leaves)
+    return jnp.mean(lax.map(squares, jax.random.split(key, probes))) / (size * jnp.maximum(jnp.sum(usable), 1))
+
+
+def unroll(f: Callable[[State], State], z0: State, depth: int) -> tuple[State, Bool[Array, " batch"]]:
+    """`depth` applications of `f`, to be differentiated, and which samples they leave finite; the others stay at `z0`, a constant."""
+    step = jax.checkpoint(lambda z, _: (f(z), None))
+    end, _ = lax.scan(step, lax.stop_gradient(z0), length=depth)
+    sound = lax.stop_gradient(all_finite(end))
+    z, _ = lax.scan(lambda z, _: (select(sound, step(z, None)[0], z), None), z0, length=depth)
+    return z, sound
+
+
+def all_finite(tree: Any) -> Bool[Array, " batch"]:
+    """Which samples hold finite numbers only."""
+    return jnp.all(jnp.stack([finite(leaf) for leaf in jax.tree.leaves(tree)]), axis=0)
 
 
 def required(key: Any, what: str) -> Any:

@@ -266,3 +266,9 @@ def _warn_below_floor(solver: Solver, dtype: Any) -> None:
             f"precision={solver.precision!r}; raise it, or use a wider type or precision='highest'",
             stacklevel=4,
         )
+    if solver.bfloat16_until is not None and solver.bfloat16_until < 1e-3:
+        warnings.warn(
+            f"bfloat16_until={solver.bfloat16_until:g} is below what rounding to bfloat16 leaves, about 1e-3, so that half of the steps "
+            "may be spent in vain; raise it",
+            stacklevel=4,
+        )

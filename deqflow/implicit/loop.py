@@ -32,11 +32,13 @@ class Request(NamedTuple):
       budget: at most this many steps, traced or not; more than `solver.max_steps` has no effect.
       trace: whether to keep the relative residual after every step.
       states: the numbers of steps, in increasing order, after which to keep the best iterates so far.
+      spent: how much of the budget each row has spent before.
     """
 
     budget: Int[Array, ""] | int | None = None
     trace: bool = False
     states: tuple[int, ...] = ()
+    spent: Int[Array, " batch"] | int = 0
 
     def limit(self, solver: Solver) -> Int[Array, ""] | int:
         """The largest number of steps of this solve."""
@@ -118,10 +120,10 @@ def solve(
         ),
     )
 
-    def advance(p: _Progress) -> _Progress:
+    def advance(p: _Progress, stop: Array | int) -> _Progress:
         state, taken = p.state, p.taken + 1
         if solver.check_every > 1:
-            taken = jnp.minimum(p.taken + solver.check_every, limit)
+            taken = jnp.minimum(p.taken + solver.check_every, stop)
             state = lax.fori_loop(p.taken + 1, taken, lambda _, state: solver.step(f, state), state)
         state = solver.step(f, state)
         point = solver.value(state)
@@ -141,7 +143,12 @@ def solve(
         progress = jnp.where(better | lower, taken, p.progress)
         stuck = taken - progress > jnp.maximum(_PATIENCE, taken // 2)
         diverged = ~finite | (residual > ceiling) | (stuck & (residual > _RISE * p.lowest))
-        status = jnp.select([converged, diverged, stuck], [Status.CONVERGED, Status.DIVERGED, Status.STAGNATED], _RUNNING)
+        spent = jnp.broadcast_to(taken + request.spent >= limit, converged.shape)
+        status = jnp.select(
+            [converged, diverged, stuck, spent],
+            [Status.CONVERGED, Status.DIVERGED, Status.STAGNATED, Status.STEP_LIMIT],
+            _RUNNING,
+        )
         stats = Stats(
             status=jnp.where(running, status, p.stats.status).astype(jnp.int32),
             steps=jnp.where(running, taken, p.stats.steps),
@@ -155,8 +162,8 @@ def solve(
         score, lowest = jnp.where(better, score, p.score), jnp.where(lower, residual, p.lowest)
         return _Progress(taken, state, best, best_step, best_state, score, lowest, progress, ceiling, stats)
 
-    def until(limit: Array | int, p: _Progress) -> _Progress:
-        return lax.while_loop(lambda p: jnp.any(p.stats.status == _RUNNING) & (p.taken < limit), advance, p)
+    def until(stop: Array | int, p: _Progress) -> _Progress:
+        return lax.while_loop(lambda p: jnp.any(p.stats.status == _RUNNING) & (p.taken < stop), lambda p: advance(p, stop), p)
 
     end, states = start, []
     for mark in request.states:

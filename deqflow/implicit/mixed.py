@@ -18,17 +18,22 @@ _PRODUCTS = frozenset({"dot_general", "conv_general_dilated", "conv_same"})
 def solve_in_two(solver: Solver, until: float, f: Map, z0: Vectors, request: loop.Request, *, keep: bool) -> loop.Solved:
     """`loop.solve` from where a solve of `with_bfloat16_products(f)` to the relative tolerance `until` has led.
 
-    The two share the budget, at least one step of which is left for the second; the statistics count both, and what is recorded on the way
-    is of the second. A sample that fails in the first starts anew.
+    The first may spend half of the budget, and what a sample leaves of it is for its second; the statistics count both, and the trace is of
+    the second. A sample that fails in the first starts anew.
+
+    Raises:
+      ValueError: if states on the way are asked for: the second begins near its end.
     """
-    limit = request.limit(solver)
+    if request.states:
+        raise ValueError("states on the way are those of one solve, and with bfloat16_until there are two; leave one of them out")
     rough = dataclasses.replace(solver, rtol=until, atol=0.0)
-    first = loop.solve(rough, with_bfloat16_products(f, z0), z0, loop.Request(limit - 1))
+    first = loop.solve(rough, with_bfloat16_products(f, z0), z0, loop.Request(request.limit(solver) // 2))
     begin = select(first.stats.failed, z0, first.value)
-    left = jnp.minimum(limit, jnp.maximum(limit - jnp.max(first.stats.steps, initial=0), 1))
-    second = loop.solve(solver, f, begin, request._replace(budget=left), keep=keep)
-    steps, evaluations = (a + b for a, b in zip(first.stats[1:3], second.stats[1:3], strict=True))
-    return second._replace(stats=second.stats._replace(steps=steps, evaluations=evaluations))
+    second = loop.solve(solver, f, begin, request._replace(spent=first.stats.steps), keep=keep)
+    stats = second.stats._replace(
+        steps=first.stats.steps + second.stats.steps, evaluations=first.stats.evaluations + second.stats.evaluations
+    )
+    return second._replace(stats=stats)
 
 
 def with_bfloat16_products(f: Map, z: Vectors) -> Map:
@@ -43,8 +48,11 @@ def with_bfloat16_products(f: Map, z: Vectors) -> Map:
 
 
 def _rounded(program: Any) -> Any:
-    """A program with its products rounded, also those inside of loops, branches and calls; what is no program as it is."""
-    if isinstance(program, tuple) and program and all(isinstance(branch, ClosedJaxpr) for branch in program):
+    """A program with its products rounded, also those inside of loops, branches and calls; what is no program as it is.
+
+    Nor is a linear solve changed, whose programs come in a tuple of JAX's own: it would be no solve of the rounded matrix.
+    """
+    if type(program) is tuple and program and all(isinstance(branch, ClosedJaxpr) for branch in program):
         return tuple(map(_rounded, program))
     if isinstance(program, Jaxpr) and not isinstance(program, ClosedJaxpr):
         return _rounded(ClosedJaxpr(program, ())).jaxpr

@@ -31,8 +31,8 @@ class Iterate(NamedTuple):
 class Solver(abc.ABC):
     """An iteration for `f(z) = z`, described by `init`, `step` and `value` over one explicit state.
 
-    States are matrices with a row per sample, and a solver must treat every row by itself. When to stop, which iterate is best, the
-    step budget and the statistics are the business of the loop that drives it, `deqflow.implicit.loop.solve`.
+    States are arrays with a row per sample, of any shape, and a solver must treat every row by itself. When to stop, which iterate is
+    best, the step budget and the statistics are the business of the loop that drives it, `deqflow.implicit.loop.solve`.
 
     Attributes:
       atol: absolute tolerance. A sample has converged when `‖f(z) - z‖₂ <= atol + rtol ‖f(z)‖₂`.
@@ -42,7 +42,7 @@ class Solver(abc.ABC):
         exchanged; in return a sample takes up to `check_every - 1` steps too many, and only the iterates looked at can be returned.
       precision: how the matrix products inside `f` are computed while solving.
       bfloat16_until: solve with the operands of matrix products and convolutions rounded to bfloat16 until the relative residual is
-        this small, and finish without. `max_steps` and `budget` are for both together.
+        this small, or half of the steps are taken, and finish without; a trace is of the second part. Rounding leaves about 1e-3.
       differentiable_steps: whether `step` differentiates in reverse mode, so that it may be unrolled.
     """
 

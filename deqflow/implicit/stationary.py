@@ -25,7 +25,7 @@ class LinearFixedPoint(LinearSolver):
     map: `Picard` needs a contraction, `Anderson` and `Broyden` mostly do not.
 
     Args:
-      solver: the iteration; its own tolerances and step limit are not used.
+      solver: the iteration; of its own, tolerances, step limit and `bfloat16_until` are not used.
       atol: absolute tolerance.
       rtol: relative tolerance.
       max_steps: the largest number of the solver's steps.

@@ -53,7 +53,7 @@ def conv_same(x: Images, kernel: Kernel) -> Float[Array, "batch height width out
     if x.shape[-1] != kernel.shape[2]:
         raise ValueError(f"the kernel takes {kernel.shape[2]} channels, got images with {x.shape[-1]}")
     # The primitive is lowered outside of any `jax.default_matmul_precision` context, so it has to remember it.
-    return _conv_p.bind(x, kernel, precision=jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
+    return _conv_p.bind(x, kernel, precision=jax.config.jax_default_matmul_precision, preferred_element_type=None)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def transposed(kernel: Kernel) -> Float[Array, "rows columns outputs inputs"]:
@@ -117,16 +117,18 @@ class Conv(nnx.Module):
         return self.prepare()(x)
 
 
-def _convolve(x: Images, kernel: Kernel, *, precision: Any) -> Array:
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision)
+def _convolve(x: Images, kernel: Kernel, **options: Any) -> Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
 
 
-def _transpose_x(cotangent: Array, x: Any, kernel: Array, *, precision: Any) -> Array:
-    return _conv_p.bind(cotangent, transposed(kernel), precision=precision)
+def _transpose_x(cotangent: Array, x: Any, kernel: Array, *, precision: Any, preferred_element_type: Any) -> Array:
+    kind = None if preferred_element_type is None else x.aval.dtype
+    return _conv_p.bind(cotangent.astype(kernel.dtype), transposed(kernel), precision=precision, preferred_element_type=kind)
 
 
-def _transpose_kernel(cotangent: Array, x: Array, kernel: Any, *, precision: Any) -> Array:
+def _transpose_kernel(cotangent: Array, x: Array, kernel: Any, *, precision: Any, preferred_element_type: Any) -> Array:
     rows, columns = kernel.aval.shape[:2]
+    cotangent = cotangent.astype(x.dtype)
 
     def written_out(x: Array, cotangent: Array) -> Array:
         padding = [(rows // 2, rows // 2), (columns // 2, columns // 2)]
@@ -143,24 +145,24 @@ def _transpose_kernel(cotangent: Array, x: Array, kernel: Any, *, precision: Any
     return lax.platform_dependent(x, cotangent, cpu=written_out, default=of_jax)
 
 
-def _batch(args: Any, axes: Any, *, precision: Any) -> tuple[Array, int]:
+def _batch(args: Any, axes: Any, **options: Any) -> tuple[Array, int]:
     x, kernel = args
     if axes[1] is not None:
-        return jax.vmap(functools.partial(_convolve, precision=precision), axes)(x, kernel), 0
+        return jax.vmap(functools.partial(_convolve, **options), axes)(x, kernel), 0
     # One kernel for all: the mapped axis is more of the batch.
     x = jnp.moveaxis(x, axes[0], 0)
-    y = _conv_p.bind(x.reshape(-1, *x.shape[2:]), kernel, precision=precision)
+    y = _conv_p.bind(x.reshape(-1, *x.shape[2:]), kernel, **options)
     return y.reshape(*x.shape[:2], *y.shape[1:]), 0
 
 
-def _abstract(x: Any, kernel: Any, *, precision: Any) -> Any:
-    return jax.make_jaxpr(functools.partial(_convolve, precision=precision))(x, kernel).out_avals[0]
+def _abstract(x: Any, kernel: Any, **options: Any) -> Any:
+    return jax.make_jaxpr(functools.partial(_convolve, **options))(x, kernel).out_avals[0]
 
 
 # A primitive, because only a bilinear primitive says once how it transposes and stays differentiable to any order: custom_vjp has no
 # forward mode, and jax.custom_derivatives.linear_call neither batches nor differentiates with respect to the kernel.
 _conv_p = Primitive("conv_same")
-_conv_p.def_impl(jax.jit(_convolve, static_argnames="precision"))
+_conv_p.def_impl(jax.jit(_convolve, static_argnames=("precision", "preferred_element_type")))
 _conv_p.def_abstract_eval(_abstract)
 mlir.register_lowering(_conv_p, mlir.lower_fun(_convolve, multiple_results=False))
 ad.defbilinear(_conv_p, _transpose_x, _transpose_kernel)

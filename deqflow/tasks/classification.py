@@ -112,9 +112,10 @@ class Classification(Task):
         """Nothing: a classifier starts from its random parameters."""
 
     def loss(self, model: nnx.Module, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Mean cross entropy in nats, with the accuracy on the batch."""
+        """Mean cross entropy in nats, and the correction if there is one, with the accuracy on the batch."""
         labels = _labels(batch)
-        x = batch["x"] if self.augment is None else self.augment(batch["x"], jax.random.fold_in(key, 0))
+        change, key = jax.random.split(key)
+        x = batch["x"] if self.augment is None else self.augment(batch["x"], change)
         if self.correction is None:
             logits, early = self._logits(model, x, key), jnp.zeros(())
         else:

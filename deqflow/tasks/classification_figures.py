@@ -89,21 +89,21 @@ def solver_residuals(trace: Float[np.ndarray, "steps n"], tolerance: float | Non
     A sample that has stopped counts with its last residual.
 
     Args:
-      trace: `‖f(z) - z‖ / ‖f(z)‖` after each step, NaN once a sample has stopped.
+      trace: `‖f(z) - z‖ / ‖f(z)‖` after each step, NaN once a sample has stopped, and where the solver does not look.
       tolerance: relative residual at which a sample stops, if there is one.
     """
-    taken = np.isfinite(trace).sum(axis=0)
-    steps = max(int((~np.isnan(trace)).any(axis=1).sum()), 1)
-    held = trace[:steps].copy()
-    for step in range(1, steps):
+    seen = ~np.isnan(trace)
+    taken = np.where(seen.any(axis=0), len(trace) - np.argmax(seen[::-1], axis=0), 0)
+    at = np.flatnonzero(seen.any(axis=1)) + 1 if seen.any() else np.array([1])
+    held = trace[at - 1].copy()
+    for step in range(1, len(at)):
         held[step] = np.where(np.isnan(held[step]), held[step - 1], held[step])
     # Zero, an exact solution, has no place on a logarithmic axis; it is drawn as the smallest float32 residual one can see.
     low, median, high = np.quantile(np.clip(np.nan_to_num(held, nan=np.inf), 1e-12, 1e12), [0.1, 0.5, 0.9], axis=1)
 
     figure, (axes,) = panels(columns=1, width=5, height=3.4)
-    at = np.arange(1, steps + 1)
     axes.fill_between(at, low, high, color=BLUE, alpha=0.25, linewidth=0, label="middle 80 % of samples")
-    axes.plot(at, median, color=BLUE, linewidth=1.8, marker="o" if steps <= 40 else "", markersize=3, label="median")
+    axes.plot(at, median, color=BLUE, linewidth=1.8, marker="o" if len(at) <= 40 else "", markersize=3, label="median")
     if tolerance is not None:
         axes.axhline(tolerance, color=ORANGE, linestyle="--", linewidth=1.2, label=f"tolerance {tolerance:g}")
     axes.set_yscale("log")

@@ -35,7 +35,7 @@ def summarize_solves(rows: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def solver_tolerance(model: nnx.Module) -> float | None:
-    """The relative tolerance of the model's solver; `None` if it has none, or solvers that differ in it."""
-    solvers = [getattr(module, "solver", None) for _, module in nnx.iter_modules(model)]
+    """The relative tolerance of the model's solver in evaluation; `None` if it has none, or solvers that differ in it."""
+    solvers = [getattr(module, "eval_solver", None) or getattr(module, "solver", None) for _, module in nnx.iter_modules(model)]
     found = {solver.rtol for solver in solvers if isinstance(solver, Solver)}
     return found.pop() or None if len(found) == 1 else None

@@ -103,8 +103,8 @@ def test_the_penalty_is_the_jacobian_norm_and_enters_the_gradient():
     np.testing.assert_allclose(full, 0.5 * jacobian_norm(f, at, KEY, probes=2000), rtol=0.1)
     # A smaller weight has a smaller Jacobian.
     assert jnp.sum(slope["cell"]["weight"][...] * cell.weight[...]) > 0
+    assert penalties(layer) > 0
     layer.eval()
-    layer.penalty[...] = jnp.zeros(())
     layer(X)
     assert penalties(layer) == 0
     layer.train()
@@ -118,6 +118,75 @@ def test_a_penalty_on_some_steps_has_the_same_mean():
     values = jax.jit(jax.vmap(lambda key: penalty(f, jnp.ones((4, 50)), jnp.int32(0), key)))(jax.random.split(KEY, 400))
     assert 0.15 < np.mean(values > 0) < 0.35
     np.testing.assert_allclose(np.mean(values), 0.5 * 0.25, rtol=0.25)
+
+
+class Expand(Cell):
+    """z = a z + x, or one that overflows where x is large."""
+
+    def __init__(self, a):
+        self.a = nnx.Param(jnp.float32(a))
+
+    def prepare(self, x, key=None):
+        return lambda z: self.a[...] * z * jnp.exp(jnp.where(x > 50, x * z, 0)) + x
+
+    def initial(self, x):
+        return jnp.zeros_like(x)
+
+
+@pytest.mark.parametrize("a", [1.5, -1.5])
+def test_pretraining_unrolls_also_what_does_not_contract(a):
+    layer = DEQ(Expand(a), training=Training(pretraining=Pretraining(steps=1, depth=4)))
+    x = jnp.array([[2.0], [3.0]])
+    value, gradient = nnx.value_and_grad(lambda layer: jnp.sum(layer(x)))(layer)
+    np.testing.assert_allclose(value, 5 * (1 + a + a**2 + a**3), rtol=1e-5)
+    np.testing.assert_allclose(gradient["cell"]["a"][...], 5 * (1 + 2 * a + 3 * a**2), rtol=1e-5)
+    # A sample that overflows is a failed one and contributes nothing.
+    bad = jnp.array([[2.0], [60.0]])
+    solution = layer.solve(bad)
+    assert [Status(int(s)) for s in solution.stats.status] == [Status.STEP_LIMIT, Status.DIVERGED]
+    gradient = nnx.grad(lambda layer: jnp.sum(layer(bad)))(layer)
+    np.testing.assert_allclose(gradient["cell"]["a"][...], 2 * (1 + 2 * a + 3 * a**2), rtol=1e-5)
+
+
+def test_failed_and_invalid_samples_are_not_penalised():
+    layer = DEQ(Expand(0.5), Picard(rtol=1e-6, max_steps=60), training=Training(jacobian=JacobianPenalty(weight=1.0, probes=50)))
+
+    @nnx.jit
+    def gradient(layer, x):
+        def loss(layer):
+            layer(x, key=KEY)
+            return penalties(layer)
+
+        return nnx.value_and_grad(loss)(layer)
+
+    good, slope = gradient(layer, jnp.array([[2.0], [3.0]]))
+    np.testing.assert_allclose(good, 0.25, rtol=0.3)
+    for bad in ([[2.0], [60.0]], [[2.0], [jnp.nan]]):
+        value, found = gradient(layer, jnp.array(bad))
+        np.testing.assert_allclose(value, 0.25, rtol=0.4)
+        np.testing.assert_allclose(found["cell"]["a"][...] / value, slope["cell"]["a"][...] / good, rtol=1e-4)
+    nothing, none = gradient(layer, jnp.full((2, 1), jnp.nan))
+    assert nothing == 0
+    assert none["cell"]["a"][...] == 0
+
+
+def test_a_penalty_that_cannot_reach_the_loss_is_an_error():
+    layer = DEQ(Tanh(), training=Training(jacobian=JacobianPenalty(weight=0.5)))
+    with pytest.warns(UserWarning, match="not updated"), pytest.raises(ValueError, match=r"penalty cannot reach the loss.*nnx\.jit"):
+        jax.jit(lambda x: layer(x, key=KEY))(X)
+
+
+def test_penalties_of_layers_that_are_mapped_add_up():
+    make = nnx.vmap(lambda a: DEQ(Expand(a), training=Training(jacobian=JacobianPenalty(weight=1.0, over=4))))
+    stack = make(jnp.array([0.1, 0.2, 0.3]))
+    at_step(stack, 4)
+    nnx.vmap(lambda layer: layer(jnp.ones((2, 1)), key=KEY))(stack)
+    single = []
+    for a in (0.1, 0.2, 0.3):
+        layer = DEQ(Expand(a), training=Training(jacobian=JacobianPenalty(weight=1.0)))
+        layer(jnp.ones((2, 1)), key=KEY)
+        single.append(penalties(layer))
+    np.testing.assert_allclose(penalties(stack), sum(single), rtol=1e-5)
 
 
 def test_evaluation_has_its_own_solver():

@@ -9,6 +9,7 @@ from jax import lax
 from deqflow.implicit import Anderson, Newton, Picard, Reversible, ReversibleAdjoint, Status, Unrolled, fixed_point
 from deqflow.implicit.mixed import with_bfloat16_products
 from deqflow.nn import conv_same
+from deqflow.nn.conv import _conv_p
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_the_solution_is_that_of_the_function_itself(problem, solver):
 
 
 def test_both_share_the_budget_and_a_failure_starts_anew():
-    solver = Picard(rtol=0.0, max_steps=50, bfloat16_until=1e-12)
+    solver = Picard(rtol=0.0, max_steps=50, bfloat16_until=1e-3)
     stats = fixed_point(lambda z: z @ jnp.eye(2) * 0.9 + 1, jnp.zeros((1, 2)), solver=solver, budget=7).stats
     assert int(stats.steps[0]) == 7
     # Of bfloat16's 256 + 1 nothing is left, where float32 knows better.
@@ -79,6 +80,42 @@ def test_both_share_the_budget_and_a_failure_starts_anew():
     solution = fixed_point(f, jnp.full((1, 2), 257.0), solver=Picard(bfloat16_until=1e-2))
     assert solution.stats.status[0] == Status.CONVERGED
     np.testing.assert_array_equal(solution.value, 257.0)
+
+
+def test_samples_share_neither_budget_nor_progress():
+    rate = jnp.array([[0.5], [0.97]])
+    solver = Picard(max_steps=40, rtol=1e-5, bfloat16_until=1e-2)
+    solve = lambda rate: fixed_point(lambda z: rate * (z @ jnp.eye(1)) + 1, jnp.zeros_like(rate), solver=solver).stats  # noqa: E731
+    both, alone = solve(rate), solve(rate[:1])
+    assert (alone.status == Status.CONVERGED).all()
+    for one, two in zip(both[:4], alone[:4], strict=True):
+        np.testing.assert_array_equal(one[:1], two)
+    assert int(both.steps[1]) == 40
+
+
+def test_a_linear_solve_inside_stays_as_it_is(problem):
+    W, x = problem
+    f = lambda z: jnp.linalg.solve(jnp.eye(16) + 0.1 * W, (z @ W).T).T  # noqa: E731
+    with_solve, product = with_bfloat16_products(f, x)(x), with_bfloat16_products(lambda z: z @ W, x)(x)
+    np.testing.assert_allclose(with_solve, jnp.linalg.solve(jnp.eye(16) + 0.1 * W, product.T).T, rtol=1e-5, atol=1e-5)
+
+
+def test_sums_of_a_convolution_are_not_rounded():
+    images = jnp.array([256.0, 1.0, 0.0]).reshape(1, 1, 3, 1)
+    rounded = with_bfloat16_products(lambda z: conv_same(z, jnp.ones((1, 3, 1, 1))), images)
+    np.testing.assert_array_equal(rounded(images), conv_same(images, jnp.ones((1, 3, 1, 1))))
+    kernel = jnp.ones((1, 3, 1, 1), jnp.bfloat16)
+    f = lambda x, k: _conv_p.bind(x, k, precision=None, preferred_element_type=jnp.dtype("float32")).sum()  # noqa: E731
+    dx, dk = jax.grad(f, (0, 1))(images.astype(jnp.bfloat16), kernel)
+    np.testing.assert_array_equal(dx, jnp.array([2.0, 3.0, 2.0]).reshape(dx.shape))
+    np.testing.assert_array_equal(dk.ravel(), jnp.array([257.0, 257.0, 1.0]).astype(jnp.bfloat16))
+
+
+def test_what_it_cannot_do_is_said():
+    with pytest.warns(UserWarning, match="below what rounding to bfloat16 leaves"):
+        fixed_point(jnp.cos, jnp.zeros((1, 1)), solver=Picard(bfloat16_until=1e-5))
+    with pytest.raises(ValueError, match="states on the way"):
+        fixed_point(jnp.cos, jnp.zeros((1, 1)), solver=Picard(bfloat16_until=1e-2), states=(1,))
 
 
 def test_gradients_of_the_steps_refuse_it():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deqflow.implicit import Anderson, Implicit, JacobianFree, Unrolled, fixed_point
+from deqflow.implicit import Anderson, Implicit, JacobianFree, Picard, Unrolled, fixed_point
 
 
 @pytest.mark.parametrize("gradient", [Implicit(), Unrolled()], ids=["implicit", "unrolled"])
@@ -48,3 +48,10 @@ def test_a_failed_sample_leaves_its_states_finite(normal):
 def test_states_must_increase(states):
     with pytest.raises(ValueError, match="in increasing order"):
         fixed_point(jnp.cos, jnp.zeros((1, 1)), states=states)
+
+
+def test_states_are_looked_at_in_any_case():
+    f = lambda z: 0.5 * z + 1  # noqa: E731
+    solution = fixed_point(f, jnp.zeros((1, 1)), solver=Picard(check_every=4, rtol=1e-6), states=(1, 2, 5))
+    # After k steps the best iterate is the one evaluated last, f applied k - 1 times to zero; the state is one application more.
+    np.testing.assert_allclose(jnp.stack(solution.states).ravel(), [1.0, 1.5, 2 - 2.0**-4])

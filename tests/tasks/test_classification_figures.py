@@ -44,6 +44,15 @@ def test_solver_residuals_hold_the_last_value_of_a_stopped_sample(tmp_path):
     figure.savefig(tmp_path / "figure.png")
 
 
+def test_solver_residuals_are_drawn_where_the_solver_looks():
+    trace = np.full((6, 2), np.nan)
+    trace[[1, 3]], trace[5, 0] = [[1.0, 1e-1], [1e-1, 1e-3]], 1e-2
+    axes = solver_residuals(trace, None).axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [2, 4, 6])
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.55, 0.0505, 0.0055])
+    assert "median 5 steps" in axes.get_title()
+
+
 @pytest.mark.parametrize("value", [0.0, np.inf], ids=["exact", "diverged"])
 def test_solver_residuals_draw_what_a_logarithmic_axis_cannot_hold(value, tmp_path):
     solver_residuals(np.array([[1.0, value], [0.1, np.nan]]), None).savefig(tmp_path / "figure.png")
