@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from deqflow.deq import DEQ, RecurrentDepthCell, TransformerCell
+from deqflow.deq import DEQ, RecurrentDepthCell, Training, TransformerCell
 from deqflow.implicit import Anderson, Gradient, Implicit, Solution, Solver
 from deqflow.models.token_embedding import Logits, TokenEmbedding, Tokens, context_of
 from deqflow.nn.attention import Sequences
@@ -27,6 +27,8 @@ class DEQTransformer(nnx.Module):
       dropout: fraction of the channels that a block leaves out in training, the same ones in the whole solve.
       solver: how the equilibrium is found.
       gradient: how it is differentiated.
+      eval_solver: how it is found in evaluation; the same if `None`.
+      training: what is different in training, such as step budgets and penalties.
       input_shape: `(context + 1,)`, the shape of a window of text.
       vocabulary: the tokens.
       rngs: random streams; `params` is used.
@@ -56,6 +58,8 @@ class DEQTransformer(nnx.Module):
         dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
         solver: Solver = Anderson(),
         gradient: Gradient = Implicit(),
+        eval_solver: Solver | None = None,
+        training: Training = Training(),
         input_shape: Annotated[tuple[int, ...], FromRuntime],
         vocabulary: Annotated[tuple[str, ...] | None, FromRuntime],
         rngs: Annotated[nnx.Rngs, FromRuntime],
@@ -65,7 +69,7 @@ class DEQTransformer(nnx.Module):
         self.embedding = TokenEmbedding(size, width, rngs=rngs)
         kind = {"add": TransformerCell, "concat": RecurrentDepthCell}[injection]
         cell = kind(width, heads=heads, span=context, layers=layers, expansion=expansion, gain=gain, dropout=dropout, rngs=rngs)
-        self.deq = DEQ(cell, solver, gradient)
+        self.deq = DEQ(cell, solver, gradient, eval_solver=eval_solver, training=training)
 
     def __call__(self, tokens: Tokens, *, key: Key[Array, ""] | None = None) -> Logits:
         """Logits of the token after every position."""
