@@ -241,6 +241,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Column, Table
 
+    from deqflow.bench.table import size_in_words
     from deqflow.train import check
 
     report = check(config)
@@ -253,9 +254,9 @@ def _check(arguments: argparse.Namespace) -> int:
     console.print("batch: " + ", ".join(f"{name} {text}" for name, text in report.batch.items()), highlight=False, markup=False)
     if report.flops is not None:
         console.print(f"FLOPs of a training step: {report.flops:.4g} (a solver's loop counts as one iteration)", highlight=False)
-    console.print(f"memory of the state: {_size(report.state_bytes)}", highlight=False)
+    console.print(f"memory of the state: {size_in_words(report.state_bytes)}", highlight=False)
     if report.temporary_bytes is not None:
-        console.print(f"memory of a training step besides: {_size(report.temporary_bytes)}", highlight=False)
+        console.print(f"memory of a training step besides: {size_in_words(report.temporary_bytes)}", highlight=False)
     return 0
 
 
@@ -268,11 +269,11 @@ def _bench(arguments: argparse.Namespace) -> int:
     plot = plot and _writable(plot, ".png", ".pdf", ".svg")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the processes that are measured need the accelerator's memory
     from rich.console import Console
-    from rich.table import Column, Table
 
     from deqflow.bench import METHODS, records
     from deqflow.bench.figure import draw
     from deqflow.bench.from_config import of_config
+    from deqflow.bench.table import table
     from deqflow.train.machine import refusals_told, require_device
 
     methods = arguments.methods.split(",") if arguments.methods else METHODS
@@ -286,13 +287,7 @@ def _bench(arguments: argparse.Namespace) -> int:
                 print(f"{record['method']}, {record['steps']} steps: {record['status']}", file=sys.stderr)
             if out:  # after every row, as there may be none for minutes
                 out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    names = ("steps", "compiled memory", "measured memory", "seconds", "gradient error")
-    table = Table("method", *(Column(name, justify="right") for name in names), Column("status", overflow="fold"))
-    for row in rows:
-        sizes = (None if row[name] is None else _size(row[name]) for name in ("compiled_bytes", "peak_bytes"))
-        numbers = (None if row[name] is None else f"{row[name]:.3g}" for name in ("seconds", "gradient_error"))
-        table.add_row(row["method"], str(row["steps"]), *(cell or "-" for cell in (*sizes, *numbers)), row["status"])
-    Console().print(table)
+    Console().print(table(rows))
     if plot:
         draw({Path(arguments.config).stem: rows}).savefig(plot, dpi=200)
     for path in filter(None, (out, plot)):
@@ -343,14 +338,6 @@ def _product(shape: tuple[int, ...]) -> int:
     for size in shape:
         count *= size
     return count
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The equilibrium layer."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -132,18 +131,18 @@ class DEQ(nnx.Module):
         trace: bool,
         states: tuple[int, ...],
     ) -> Solution[Any]:
-        if self.deterministic:
-            return fixed_point(
-                f, z0, solver=self.eval_solver or self.solver, gradient=self.gradient, budget=budget, trace=trace, states=states
-            )
         given = budget is not None
-        if not given and self.training.budget is not None:
+        if not given and not self.deterministic and self.training.budget is not None:
             budget = self.training.budget(self._step, _stream(key, 0))
-        solve = lambda: fixed_point(f, z0, solver=self.solver, gradient=self.gradient, budget=budget, trace=trace, states=states)  # noqa: E731
+
+        def solve() -> Solution[Any]:
+            solver = (self.deterministic and self.eval_solver) or self.solver
+            return fixed_point(f, z0, solver=solver, gradient=self.gradient, budget=budget, trace=trace, states=states)
+
         first = self.training.pretraining
-        if first is None or given:
+        if first is None or given or self.deterministic:
             return solve()
-        one = dataclasses.replace(Picard(max_steps=1), atol=self.solver.atol, rtol=self.solver.rtol)
+        one = Picard(atol=self.solver.atol, rtol=self.solver.rtol, max_steps=1)
 
         def unrolled() -> Solution[Any]:
             with jax.default_matmul_precision(self.solver.precision):

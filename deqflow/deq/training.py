@@ -1,6 +1,7 @@
 """What makes equilibrium layers train: budgets, a start by unrolling, and a penalty on the Jacobian."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -139,7 +140,7 @@ class JacobianPenalty:
         choice, probe = jax.random.split(required(key, "a Jacobian penalty"))
         z = lax.stop_gradient(z)
         weight = self.weight / self.fraction * (jnp.minimum(step / self.over, 1) if self.over else 1)
-        estimate = lambda: jacobian_norm(f, z, probe, self.probes, usable)  # noqa: E731
+        estimate = functools.partial(jacobian_norm, f, z, probe, self.probes, usable)
         if self.fraction < 1:
             chosen = jax.random.uniform(choice) < self.fraction
             return weight * lax.cond(chosen, estimate, lambda: jnp.zeros((), jnp.float32))

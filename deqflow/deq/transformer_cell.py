@@ -38,7 +38,19 @@ class LoopedCell(Cell):
     are drawn once per solve. A subclass says how the input enters.
     """
 
-    def __init__(self, width: int, *, heads: int, span: int, layers: int, expansion: int, dropout: float, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        span: int,
+        layers: int = 1,
+        expansion: int = 4,
+        gain: float = 0.5,
+        dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.gain = gain
         self.blocks = nnx.List(
             [TransformerBlock(width, heads=heads, span=span, expansion=expansion, dropout=dropout, rngs=rngs) for _ in range(layers)]
         )
@@ -102,21 +114,6 @@ class TransformerCell(LoopedCell):
     Bai, Kolter and Koltun, "Deep equilibrium models", 2019.
     """
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        heads: int,
-        span: int,
-        layers: int = 1,
-        expansion: int = 4,
-        gain: float = 0.5,
-        dropout: float = 0.0,
-        rngs: nnx.Rngs,
-    ) -> None:
-        super().__init__(width, heads=heads, span=span, layers=layers, expansion=expansion, dropout=dropout, rngs=rngs)
-        self.gain = gain
-
     def inject(self, x: Sequences) -> Callable[[Sequences], Sequences]:
         return lambda z: self.gain * z + x
 
@@ -161,8 +158,7 @@ class RecurrentDepthCell(LoopedCell):
         dropout: float = 0.0,
         rngs: nnx.Rngs,
     ) -> None:
-        super().__init__(width, heads=heads, span=span, layers=layers, expansion=expansion, dropout=dropout, rngs=rngs)
-        self.gain = gain
+        super().__init__(width, heads=heads, span=span, layers=layers, expansion=expansion, gain=gain, dropout=dropout, rngs=rngs)
         self.recurrent = nnx.Linear(width, width, use_bias=False, rngs=rngs)
         self.input = nnx.Linear(width, width, rngs=rngs)
 

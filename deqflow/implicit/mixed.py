@@ -62,7 +62,10 @@ def _rounded(program: Any) -> Any:
     def run(*arguments: Any) -> list[Any]:
         jaxpr = program.jaxpr
         values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *arguments], strict=True))
-        read = lambda atom: atom.val if isinstance(atom, Literal) else values[atom]  # noqa: E731
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, Literal) else values[atom]
+
         for equation in jaxpr.eqns:
             inputs, parameters = [read(atom) for atom in equation.invars], dict(equation.params)
             if product := equation.primitive.name in _PRODUCTS:

@@ -6,10 +6,11 @@ from typing import Annotated
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float
 
 from deqflow.deq import DEQ, Cell, ConvCell, Training
-from deqflow.implicit import Anderson, Gradient, Implicit, Solution, Solver
+from deqflow.implicit import Anderson, Gradient, Implicit, Solver
+from deqflow.models.image_classifier import EquilibriumClassifier
 from deqflow.models.stem import ImageStem, require_images
 from deqflow.nn.conv import Images
 from deqflow.registry import FromRuntime, Range, check_ranges
@@ -17,7 +18,7 @@ from deqflow.registry import FromRuntime, Range, check_ranges
 _SMALLEST = 3  # the side of the convolutions' kernels
 
 
-class DEQClassifier(nnx.Module):
+class DEQClassifier(EquilibriumClassifier):
     """Deep equilibrium classifier of small images: one cell, solved to equilibrium.
 
         logits = readout(z),   z = f(z, stem(x))
@@ -80,28 +81,6 @@ class DEQClassifier(nnx.Module):
         self.stem = ImageStem(width, groups=groups, stride=stride, input_shape=input_shape, levels=levels, rngs=rngs)
         self.deq = DEQ(cell(width=width, rngs=rngs), solver, gradient, eval_solver=eval_solver, training=training)
         self.linear = nnx.Linear(grid * grid * width, classes, rngs=rngs)
-
-    def __call__(self, x: Num[Array, "batch height width channels"], *, key: Key[Array, ""] | None = None) -> Float[Array, "batch classes"]:
-        """Logits of raw images."""
-        return self.readout(self.solve(x, key=key).value)
-
-    def solve(
-        self,
-        x: Num[Array, "batch height width channels"],
-        *,
-        key: Key[Array, ""] | None = None,
-        trace: bool = False,
-        states: tuple[int, ...] = (),
-    ) -> Solution[Images]:
-        """The equilibrium of raw images, with per-sample statistics; `model(x) == model.readout(model.solve(x).value)`.
-
-        Args:
-          x: images as the data gives them.
-          key: randomness for the cell.
-          trace: whether `stats.trace` shall hold the relative residual after every step.
-          states: numbers of steps after which to look at the solve on its way.
-        """
-        return self.deq.solve(self.stem(x), key=key, trace=trace, states=states)
 
     def readout(self, z: Images) -> Float[Array, "batch classes"]:
         """Logits of an equilibrium."""

@@ -6,17 +6,18 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float
 
 from deqflow.deq import DEQ, MultiscaleCell, Training
 from deqflow.deq.multiscale_cell import Scales
-from deqflow.implicit import Anderson, Gradient, Implicit, Solution, Solver
+from deqflow.implicit import Anderson, Gradient, Implicit, Solver
+from deqflow.models.image_classifier import EquilibriumClassifier
 from deqflow.models.stem import ImageStem, require_images
 from deqflow.nn import Resample
 from deqflow.registry import FromRuntime, Range, check_ranges
 
 
-class MDEQClassifier(nnx.Module):
+class MDEQClassifier(EquilibriumClassifier):
     """Multiscale deep equilibrium classifier of images: all resolutions in one equilibrium.
 
         logits = readout(z),   z = f(z, stem(x))
@@ -79,28 +80,6 @@ class MDEQClassifier(nnx.Module):
         self.deq = DEQ(cell, solver, gradient, eval_solver=eval_solver, training=training)
         self.downs = nnx.List([Resample(a, b, octaves=1, groups=groups, rngs=rngs) for a, b in itertools.pairwise(widths)])
         self.linear = nnx.Linear(widths[-1], classes, rngs=rngs)
-
-    def __call__(self, x: Num[Array, "batch height width channels"], *, key: Key[Array, ""] | None = None) -> Float[Array, "batch classes"]:
-        """Logits of raw images."""
-        return self.readout(self.solve(x, key=key).value)
-
-    def solve(
-        self,
-        x: Num[Array, "batch height width channels"],
-        *,
-        key: Key[Array, ""] | None = None,
-        trace: bool = False,
-        states: tuple[int, ...] = (),
-    ) -> Solution[Scales]:
-        """The equilibrium of raw images, with per-sample statistics; `model(x) == model.readout(model.solve(x).value)`.
-
-        Args:
-          x: images as the data gives them.
-          key: randomness for the cell.
-          trace: whether `stats.trace` shall hold the relative residual after every step.
-          states: numbers of steps after which to look at the solve on its way.
-        """
-        return self.deq.solve(self.stem(x), key=key, trace=trace, states=states)
 
     def readout(self, z: Scales) -> Float[Array, "batch classes"]:
         """Logits of an equilibrium."""
