@@ -1,5 +1,6 @@
 """A small run that several tests look at."""
 
+import codecs
 import contextlib
 import copy
 import os
@@ -44,6 +45,7 @@ def open_path():
 @contextlib.contextmanager
 def nobody():
     """For root, to whom permissions mean nothing: be someone else for a moment."""
+    codecs.lookup("utf-8-sig")  # loaded when first used, and Python may be installed where that user cannot read
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
