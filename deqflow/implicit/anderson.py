@@ -119,7 +119,7 @@ class Anderson(Solver):
         return functools.reduce(jnp.add, terms)
 
     def value(self, state: _State) -> Iterate:
-        return Iterate(state.z, state.f, per_row(state.z, state.taken, jnp.int32))
+        return Iterate(state.z, state.f, per_row(state.z, state.taken, jnp.int32), state.r)
 
     def _weights(self, gram: Float[Array, "batch m m"], target: Float[Array, "batch m"]) -> Float[Array, "batch m"]:
         """The regularised least squares solution γ; empty columns of the buffer get weight zero."""

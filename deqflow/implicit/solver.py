@@ -20,11 +20,13 @@ class Iterate(NamedTuple):
       z: the point.
       f: the value of the function there.
       evaluations: how many evaluations of the function each sample has used so far.
+      residual: `f - z`, of a solver that keeps it.
     """
 
     z: Vectors
     f: Vectors
     evaluations: Int[Array, " batch"]
+    residual: Vectors | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
