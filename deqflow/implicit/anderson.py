@@ -41,7 +41,7 @@ class Anderson(Solver):
 
     where the columns of ΔR and ΔZ are the last `history` differences of residuals and iterates. It converges on many maps that are no
     contraction, at the cost of two buffers of `history` states. The least squares are solved through the Gram matrix of the
-    differences scaled to unit length, updated by one row per step and regularised relative to that length.
+    differences, updated by one row per step and regularised relative to their squared lengths.
 
     Args:
       history: number of differences kept.
@@ -106,7 +106,9 @@ class Anderson(Solver):
         slot = (state.taken - 1) % self.history
         residuals = lax.dynamic_update_index_in_dim(state.residuals, change, slot, 1)
         images = lax.dynamic_update_index_in_dim(state.images, moved + self.damping * change, slot, 1)
-        row = dot(residuals, change)
+        # A cleared column is still in the buffers: its row of the Gram matrix stays zero until it is overwritten.
+        kept = (jnp.diagonal(state.gram, axis1=1, axis2=2) > 0) | (jnp.arange(self.history) == slot)
+        row = jnp.where(kept, dot(residuals, change), 0)
         gram = lax.dynamic_update_index_in_dim(state.gram, row, slot, 1)
         gram = lax.dynamic_update_index_in_dim(gram, row, slot, 2)
         gram = jnp.where(clear[:, None, None], 0, gram)
@@ -124,14 +126,13 @@ class Anderson(Solver):
     def _weights(self, gram: Float[Array, "batch m m"], target: Float[Array, "batch m"]) -> Float[Array, "batch m"]:
         """The regularised least squares solution γ; empty columns of the buffer get weight zero."""
         square = jnp.diagonal(gram, axis1=1, axis2=2)
-        unit = jnp.where(square > 0, lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
-        # Rounding moves the eigenvalues of the cosines by some eps each, and more columns than dimensions leave them at zero.
+        # Rounding moves the eigenvalues of the cosines between columns by some eps each, and more columns than dimensions leave them at
+        # zero. A Cholesky factor does not mind the scale of rows and columns, so the columns need not be scaled to unit length for it.
         floor = 10 * self.history * float(jnp.finfo(gram.dtype).eps)
-        cosines = gram * unit[:, :, None] * unit[:, None, :]
         # Empty columns have a zero row here; a one on their diagonal keeps the matrix definite.
-        lift = jnp.where(square > 0, floor + self.ridge, 1)
-        lifted = cosines + lift[:, :, None] * jnp.eye(self.history, dtype=gram.dtype)
-        weights = _solve_definite(lifted, target * unit) * unit
+        lift = jnp.where(square > 0, (floor + self.ridge) * square, 1)
+        lifted = gram + lift[:, :, None] * jnp.eye(self.history, dtype=gram.dtype)
+        weights = _solve_definite(lifted, jnp.where(square > 0, target, 0))
         return jnp.where(over(finite(weights), weights), weights, 0)
 
 
