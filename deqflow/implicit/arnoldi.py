@@ -135,6 +135,31 @@ def arnoldi(matvec: Map, start: Vectors, steps: int) -> Krylov:
     return Krylov(basis, hessenberg, _filled(basis[:, :-1]))
 
 
+def unrolled_arnoldi(matvec: Map, start: Vectors, steps: int) -> tuple[Float[Array, "batch steps *n"], Float[Array, "batch steps steps"]]:
+    """`arnoldi` without the last vector and the last row, as a loop unrolled when tracing: for few steps, whose time counts.
+
+    Where `arnoldi` works on all rows of its buffer in every step, this works on those that there are.
+
+    Args:
+      matvec: products with A.
+      start: v, of shape `(batch, *n)`.
+      steps: number of basis vectors, at most the dimension.
+
+    Returns:
+      The basis and the square Hessenberg matrix.
+    """
+    apply, start = widened(matvec, start)
+    basis = first_row(start, 1)
+    columns = []
+    for j in range(steps):
+        part = orthogonalise(basis, apply(basis[:, j]))
+        below = [part.length[:, None]] if j + 1 < steps else []
+        columns.append(jnp.pad(jnp.concatenate([part.coefficients, *below], axis=1), ((0, 0), (0, steps - j - 1 - len(below)))))
+        if below:
+            basis = jnp.concatenate([basis, part.rest[:, None]], axis=1)
+    return basis, jnp.stack(columns, axis=2)
+
+
 def golub_kahan(matvec: Map, transpose: Map, start: Vectors, steps: int) -> Bidiagonal:
     """Bidiagonalise every sample's matrix from a start vector, re-orthogonalised in at least float32.
 

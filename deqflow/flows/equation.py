@@ -1,0 +1,195 @@
+"""Bijectors given by an equation: residual blocks, implicit flows, and what both are."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Key
+
+from deqflow.flows.bijector import Bijector, Transformed, check_event, split_key
+from deqflow.flows.log_determinant import Exact, LogDet, log_det
+from deqflow.implicit import Anderson, Gradient, Implicit, Solver, fixed_point
+from deqflow.implicit.trees import over
+
+_Map = Callable[[Array], Array]
+
+
+class Equation(Bijector):
+    """A bijector whose two ends satisfy `x + g_x(x) = z + g_z(z)`, each side with a Lipschitz constant of its g below 1.
+
+    Given one end, its side is evaluated and the other end solved for, `b = u - g_b(b)` with `u = a + g_a(a)`: a contraction, which is
+    differentiated by the implicit function theorem. The log-determinant from a to b is `log det(I + ∂g_a/∂a) - log det(I + ∂g_b/∂b)`.
+    Diagnostics are `standard_error`, of the log-determinant, and `solve`, the statistics of the solver per sample, where there was
+    something to solve. A sample that failed is NaN.
+
+    Attributes:
+      log_det: how log-determinants are computed in training mode.
+      eval_log_det: how in evaluation mode.
+      solver: of the equation; `None` for Anderson acceleration to a few roundings of the numbers' type.
+      gradient: of the solution.
+    """
+
+    log_det: LogDet
+    eval_log_det: LogDet
+    solver: Solver | None
+    gradient: Gradient
+    deterministic: bool  # set by model.eval() and model.train()
+
+    @abc.abstractmethod
+    def sides(self, condition: Array | None) -> tuple[_Map | None, _Map | None]:
+        """g_x and g_z as functions of one argument, `None` for zero."""
+
+    def forward_and_log_det(
+        self, x: Float[Array, "batch *event"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
+    ) -> Transformed:
+        check_event(self, x)
+        g_x, g_z = self.sides(condition)
+        return self._across(g_x, g_z, x, key)
+
+    def inverse_and_log_det(
+        self, z: Float[Array, "batch *event"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
+    ) -> Transformed:
+        check_event(self, z)
+        g_x, g_z = self.sides(condition)
+        return self._across(g_z, g_x, z, key)
+
+    def _across(self, known: _Map | None, wanted: _Map | None, a: Array, key: Key[Array, ""] | None) -> Transformed:
+        """From the end `a` with its g known to the other end."""
+        estimator = self.eval_log_det if self.deterministic else self.log_det
+        value = jnp.zeros(len(a), a.dtype)
+        variance, diagnostics = value, {}
+        b = a
+        if known is not None:
+            b = a + known(a)
+            estimate = log_det(known, a, estimator, split_key(key, 0))
+            value, variance = value + estimate.value, variance + estimate.standard_error**2
+        if wanted is not None:
+            u = b
+            # From the known end: the two are nearer to each other than to u, as far as the sides are alike.
+            solver = to_rounding(a.dtype) if self.solver is None else self.solver
+            b, stats = fixed_point(lambda b: u - wanted(b), lax.stop_gradient(a), solver=solver, gradient=self.gradient)
+            estimate = log_det(wanted, b, estimator, split_key(key, 1))
+            value, variance = value - estimate.value, variance + estimate.standard_error**2
+            failed = stats.failed
+            b, value = jnp.where(over(failed, b), jnp.nan, b), jnp.where(failed, jnp.nan, value)
+            diagnostics["solve"] = stats
+        return Transformed(b, value, diagnostics | {"standard_error": jnp.sqrt(variance)})
+
+
+class Residual(Equation):
+    """An invertible residual block: `z = x + g(x)`, with a Lipschitz constant of g below 1.
+
+    Forward it is explicit, `log det(I + ∂g/∂x)` from an estimator. Backward it is the equilibrium of `x = z - g(x)`: a deep equilibrium
+    layer, with the same linear solve for its gradient. See `Equation` for diagnostics.
+
+    Args:
+      g: any module `g(x) -> (batch, *event)` or, if conditional, `g(x, condition=...)`, that treats every sample by itself. Where it has
+        `prepare(condition)`, which returns a function of x, what that computes is computed once per transformation.
+      event_shape: shape of one sample.
+      log_det: how the log-determinant is computed in training mode.
+      eval_log_det: how in evaluation mode; `None` for the same.
+      solver: of the inverse; `None` for Anderson acceleration to a few roundings of the numbers' type.
+      gradient: of the inverse.
+
+    Raises:
+      ValueError: on use, if x has the wrong shape or a stochastic estimator gets no key.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> block = Residual(lambda x: 0.5 * jnp.sin(x), (2,))
+      >>> x = jnp.array([[0.3, -1.0]])
+      >>> z, log_det, _ = block.forward_and_log_det(x)
+      >>> back = block.inverse_and_log_det(z)
+      >>> bool(jnp.allclose(back.value, x, atol=1e-5)), bool(back.diagnostics["solve"].converged.all())
+      (True, True)
+
+    Behrmann, Grathwohl, Chen, Duvenaud and Jacobsen, "Invertible residual networks", 2019; Chen, Behrmann, Duvenaud and Jacobsen,
+    "Residual flows for invertible generative modeling", 2019.
+    """
+
+    def __init__(
+        self,
+        g: Callable[..., Array],
+        event_shape: tuple[int, ...],
+        *,
+        log_det: LogDet = Exact(),
+        eval_log_det: LogDet | None = None,
+        solver: Solver | None = None,
+        gradient: Gradient = Implicit(),
+    ) -> None:
+        self.event_shape = event_shape
+        self.g = g
+        self.log_det = log_det
+        self.eval_log_det = log_det if eval_log_det is None else eval_log_det
+        self.solver = solver
+        self.gradient = gradient
+        self.deterministic = False
+
+    def sides(self, condition: Array | None) -> tuple[_Map | None, _Map | None]:
+        return _given(self.g, condition), None
+
+
+class ImplicitFlow(Equation):
+    """The bijector whose ends satisfy `z + g_z(z) = x + g_x(x)`, with Lipschitz constants of g_x and g_z below 1.
+
+    It is a residual block followed by the inverse of another, `Chain([Residual(g_x), Inverse(Residual(g_z))])`, as one equation. A residual
+    block can stretch by at most 1 + c < 2 and shrink by 1 - c; with an inverse behind it both directions reach as far. See `Equation` for
+    diagnostics.
+
+    Args:
+      g_x: as the g of `Residual`.
+      g_z: likewise.
+      event_shape: shape of one sample.
+      log_det: how log-determinants are computed in training mode.
+      eval_log_det: how in evaluation mode; `None` for the same.
+      solver: of the equation; `None` for Anderson acceleration to a few roundings of the numbers' type.
+      gradient: of the solution.
+
+    Raises:
+      ValueError: on use, if x has the wrong shape or a stochastic estimator gets no key.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> flow = ImplicitFlow(lambda x: 0.9 * x, lambda z: -0.9 * z, (1,))
+      >>> print(jnp.round(flow.forward_and_log_det(jnp.array([[1.0]])).value, 3))     # 1.9 / 0.1
+      [[19.]]
+
+    Lu, Chen, Li, Wang and Zhu, "Implicit normalizing flows", 2021.
+    """
+
+    def __init__(
+        self,
+        g_x: Callable[..., Array],
+        g_z: Callable[..., Array],
+        event_shape: tuple[int, ...],
+        *,
+        log_det: LogDet = Exact(),
+        eval_log_det: LogDet | None = None,
+        solver: Solver | None = None,
+        gradient: Gradient = Implicit(),
+    ) -> None:
+        self.event_shape = event_shape
+        self.g_x = g_x
+        self.g_z = g_z
+        self.log_det = log_det
+        self.eval_log_det = log_det if eval_log_det is None else eval_log_det
+        self.solver = solver
+        self.gradient = gradient
+        self.deterministic = False
+
+    def sides(self, condition: Array | None) -> tuple[_Map | None, _Map | None]:
+        return _given(self.g_x, condition), _given(self.g_z, condition)
+
+
+def to_rounding(dtype: Any) -> Solver:
+    """The solver of an equation whose error is the residual over `1 - c`, so that nothing should be left to a tolerance."""
+    return Anderson(rtol=4 * float(jnp.finfo(dtype).eps), max_steps=1000)
+
+
+def _given(g: Callable[..., Array], condition: Array | None) -> _Map:
+    """G with its condition and weights given."""
+    if hasattr(g, "prepare"):
+        return g.prepare(condition)  # pyright: ignore[reportFunctionMemberAccess]
+    return g if condition is None else lambda x: g(x, condition=condition)
