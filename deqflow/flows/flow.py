@@ -1,5 +1,6 @@
 """A density: a base distribution seen through a bijector."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -8,10 +9,14 @@ from jaxtyping import Array, Float, Key
 
 from deqflow.flows.base import Distribution
 from deqflow.flows.bijector import Bijector
+from deqflow.implicit import Stats
 
 
 class Flow(nnx.Module):
     """The density of `x` when `f(x)` follows a base distribution: `log p(x) = log p_base(f(x)) + log |det ∂f/∂x|`.
+
+    Where a bijector solves an equation that does not converge, the methods warn; inside `jit`, where they cannot, what failed is NaN, and
+    the bijector's diagnostics say the rest.
 
     Args:
       base: the distribution of the latent.
@@ -46,7 +51,8 @@ class Flow(nnx.Module):
           condition: `(batch, features)`, if the bijector is conditional.
           key: for what is random in the bijector.
         """
-        latent, log_det, _ = self.bijector.forward_and_log_det(x, condition=condition, key=key)
+        latent, log_det, diagnostics = self.bijector.forward_and_log_det(x, condition=condition, key=key)
+        _warn_of_unsolved(diagnostics)
         return self.base.log_prob(latent) + log_det
 
     def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0, condition: Array | None = None) -> Any:
@@ -60,7 +66,9 @@ class Flow(nnx.Module):
         """
         base_key, bijector_key = jax.random.split(key)
         latent = self.base.sample(base_key, n, temperature=temperature)
-        return self.bijector.inverse_and_log_det(latent, condition=condition, key=bijector_key).value
+        value, _, diagnostics = self.bijector.inverse_and_log_det(latent, condition=condition, key=bijector_key)
+        _warn_of_unsolved(diagnostics)
+        return value
 
     def sample_and_log_prob(self, key: Key[Array, ""], n: int, *, condition: Array | None = None) -> tuple[Any, Float[Array, " batch"]]:
         """Draw `n` samples with their log-density, in one pass: `log p(x) = log p_base(z) - log |det ∂x/∂z|`.
@@ -69,5 +77,15 @@ class Flow(nnx.Module):
         """
         base_key, bijector_key = jax.random.split(key)
         latent = self.base.sample(base_key, n)
-        value, log_det, _ = self.bijector.inverse_and_log_det(latent, condition=condition, key=bijector_key)
+        value, log_det, diagnostics = self.bijector.inverse_and_log_det(latent, condition=condition, key=bijector_key)
+        _warn_of_unsolved(diagnostics)
         return value, self.base.log_prob(latent) - log_det
+
+
+def _warn_of_unsolved(diagnostics: dict[str, Any]) -> None:
+    """Warn if the statistics of a solve, somewhere in the diagnostics, say that samples did not converge."""
+    for name, entry in diagnostics.items():
+        if isinstance(entry, dict):
+            _warn_of_unsolved(entry)
+        elif isinstance(entry, Stats) and (unsolved := entry.unsolved()):
+            warnings.warn(f"a bijector's equation was not solved ({name}): {unsolved}", stacklevel=3)

@@ -54,6 +54,18 @@ class Stats(NamedTuple):
         """Whether the value is only a finite placeholder, whose gradient is zero."""
         return self.status >= Status.DIVERGED
 
+    def unsolved(self) -> str:
+        """What happened to how many samples and what to change; empty if all converged, or inside `jit`, where nobody knows."""
+        if isinstance(self.status, Tracer):
+            return ""
+        counts = Counter(np.asarray(self.status).ravel().tolist())
+        total = sum(counts.values())
+        return ". ".join(
+            f"{count} of {total} samples: {Status(code).message} ({Status(code).name}); {Status(code).remedy}"
+            for code, count in sorted(counts.items())
+            if code != Status.CONVERGED
+        )
+
     def single(self) -> "Stats":
         """The statistics of the only sample, without the batch axis."""
         return jax.tree.map(lambda leaf: leaf[..., 0], self)
@@ -88,17 +100,8 @@ class Solution(Generic[T]):
         Raises:
           ConvergenceError: naming what happened to how many samples and what to change.
         """
-        status = self.stats.status
-        if isinstance(status, Tracer):
-            checkify.debug_check(jnp.all(status == Status.CONVERGED), "deqflow: a sample did not converge")
-            return self.value
-        counts = Counter(np.asarray(status).ravel().tolist())
-        total = sum(counts.values())
-        reasons = [
-            f"{count} of {total} samples: {Status(code).message} ({Status(code).name}); {Status(code).remedy}"
-            for code, count in sorted(counts.items())
-            if code != Status.CONVERGED
-        ]
-        if reasons:
-            raise ConvergenceError("the solve did not converge. " + ". ".join(reasons))
+        if isinstance(self.stats.status, Tracer):
+            checkify.debug_check(jnp.all(self.stats.converged), "deqflow: a sample did not converge")
+        elif reasons := self.stats.unsolved():
+            raise ConvergenceError(f"the solve did not converge. {reasons}")
         return self.value

@@ -9,7 +9,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deqflow.flows import ActNorm, Affine, AffineCoupling, Bijector, Chain, Logit, Permutation, ResidualMLP, masks
+from deqflow.flows import (
+    ActNorm,
+    Affine,
+    AffineCoupling,
+    Bijector,
+    Chain,
+    ImplicitFlow,
+    Inverse,
+    Logit,
+    Permutation,
+    Residual,
+    ResidualMLP,
+    masks,
+)
+from deqflow.implicit import GMRES, Implicit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +72,32 @@ def chain(rngs, condition_size=0):
     )
 
 
+class Contraction(nnx.Module):
+    """`c sin(x W + b)` with `‖W‖₂ <= 1` for every W, and a shift that depends on the condition if there is one."""
+
+    def __init__(self, size, *, bound=0.9, condition_size=0, rngs):
+        self.bound = bound
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (size, size)))
+        self.bias = nnx.Param(jnp.zeros(size))
+        self.shift = nnx.Param(jax.random.normal(rngs.params(), (condition_size, size))) if condition_size else None
+
+    def __call__(self, x, condition=None):
+        kernel = self.kernel[...]
+        kernel = kernel / jnp.sqrt((kernel**2).sum())  # the Frobenius norm is a bound
+        shift = self.bias[...] if self.shift is None else self.bias[...] + condition @ self.shift[...]
+        return self.bound * jnp.sin(x @ kernel + shift)
+
+
+def residual(rngs, condition_size=0, bound=0.9):
+    g = Contraction(3, bound=bound, condition_size=condition_size, rngs=rngs)
+    return Residual(g, (3,), gradient=Implicit(linear=GMRES(rtol=1e-10)))
+
+
+def implicit_flow(rngs, condition_size=0):
+    sides = (Contraction(3, condition_size=condition_size, rngs=rngs) for _ in range(2))
+    return ImplicitFlow(*sides, (3,), gradient=Implicit(linear=GMRES(rtol=1e-10)))
+
+
 CASES = [
     Case("affine", lambda rngs: Affine((3,), scale=-0.5, shift=2.0)),
     Case("affine_image", lambda rngs: Affine((2, 2, 1), scale=3.0)),
@@ -70,6 +110,11 @@ CASES = [
     Case("coupling_alternating", lambda rngs: coupling(masks.alternating(5), rngs)),
     Case("coupling_checkerboard", lambda rngs: coupling(masks.checkerboard((2, 2, 2)), rngs)),
     Case("coupling_conditional", lambda rngs: coupling(masks.half(4), rngs, condition_size=3), condition_size=3),
+    Case("residual", residual),
+    Case("residual_conditional", lambda rngs: residual(rngs, condition_size=2), condition_size=2),
+    Case("implicit_flow", implicit_flow),
+    Case("implicit_flow_conditional", lambda rngs: implicit_flow(rngs, condition_size=2), condition_size=2),
+    Case("inverse", lambda rngs: Inverse(residual(rngs))),
     Case("chain", chain),
     Case("chain_conditional", lambda rngs: chain(rngs, condition_size=2), condition_size=2),
     Case("chain_logit", lambda rngs: Chain([Logit((4,), margin=0.05), chain(rngs)]), domain="unit"),
