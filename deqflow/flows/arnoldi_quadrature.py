@@ -30,7 +30,6 @@ class ArnoldiQuadrature(TraceEstimator):
       nodes: of the quadrature over t: 16 suffice for eigenvalues above -0.9, 32 above -0.98.
       probes: number of probes per sample.
       orthogonal: whether those of one sample are orthogonal to each other.
-      linear: how the derivative's linear system is solved; `None` for the solution in the Krylov space.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -45,7 +44,6 @@ class ArnoldiQuadrature(TraceEstimator):
 
     steps: Annotated[int, Range(ge=1)] = 8
     nodes: Annotated[int, Range(ge=1)] = 16
-    linear: None = None  # type: ignore[assignment]
 
     def moment(self, transpose: Map, v: Vectors, key: Key[Array, ""], probes: int) -> Moment:
         steps = min(self.steps, v[0].size)

@@ -11,8 +11,6 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from deqflow.flows.probes import draw
-from deqflow.implicit.bicgstab import BiCGStab
-from deqflow.implicit.linear import LinearSolver
 from deqflow.implicit.trees import Map, Vectors, accumulator, dot
 from deqflow.registry import Range, check_ranges
 
@@ -50,11 +48,11 @@ class Moment(NamedTuple):
 
     Attributes:
       value: `vᵀ log(I + J) v`, or an unbiased estimate of it.
-      solution: `(I + J)⁻ᵀ v`, or `None` to leave it to the linear solver.
+      solution: `(I + J)⁻ᵀ v`, likewise.
     """
 
     value: Float[Array, " rows"]
-    solution: Vectors | None
+    solution: Vectors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,16 +68,14 @@ class TraceEstimator(LogDet):
     Attributes:
       probes: number of vectors v per sample. Two or more give a standard error.
       orthogonal: whether those of one sample are orthogonal to each other; as many as there are dimensions then make the trace exact.
-      linear: how `(I + J)ᵀ w = v` is solved for the derivative; `None` for what the estimator itself has for w.
     """
 
     probes: Annotated[int, Range(ge=1)] = 1
     orthogonal: bool = False
-    linear: LinearSolver | None = BiCGStab(rtol=1e-5)
 
     @abc.abstractmethod
     def moment(self, transpose: Map, v: Vectors, key: Key[Array, ""], probes: int) -> Moment:
-        """Estimate `vᵀ log(I + J) v` for every row.
+        """Estimate `vᵀ log(I + J) v` and `(I + J)⁻ᵀ v` for every row.
 
         Args:
           transpose: products with Jᵀ, row by row.
@@ -103,17 +99,15 @@ class TraceEstimator(LogDet):
 
         rows = v.reshape(-1, *x.shape[1:])
         moment = self.moment(transpose, rows, rest_key, self.probes)
-        w = moment.solution
-        if w is None:
-            assert self.linear is not None
-            w = self.linear.product(lambda w: w + transpose(w).astype(w.dtype), rows)
-
         pushed = jax.vmap(lambda row: jax.jvp(g, (x,), (row,))[1])(v) if self.probes > 1 else jax.jvp(g, (x,), (v[0],))[1][None]
         wide = accumulator(x.dtype)
-        slope = dot(lax.stop_gradient(w).astype(wide), pushed.reshape(rows.shape).astype(wide)).reshape(self.probes, -1).mean(0)
+        slope = dot(lax.stop_gradient(moment.solution).astype(wide), pushed.reshape(rows.shape).astype(wide))
         values = moment.value.reshape(self.probes, -1)
         error = values.std(0, ddof=1) / self.probes**0.5 if self.probes > 1 else jnp.full_like(values[0], jnp.nan)
-        return Estimate(_with_derivative(values.mean(0), slope).astype(x.dtype), lax.stop_gradient(error).astype(x.dtype))
+        return Estimate(
+            _with_derivative(values.mean(0), slope.reshape(self.probes, -1).mean(0)).astype(x.dtype),
+            lax.stop_gradient(error).astype(x.dtype),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ from jax.scipy.special import gammainc
 from jaxtyping import Array, Float, Int, Key
 
 from deqflow.flows.log_determinant import Moment, TraceEstimator
+from deqflow.implicit.bicgstab import BiCGStab
+from deqflow.implicit.linear import LinearSolver
 from deqflow.implicit.trees import Map, Vectors, accumulator, dot, scale
 from deqflow.registry import Range
 
@@ -41,11 +43,12 @@ class PowerSeries(TraceEstimator):
     """
 
     terms: Annotated[int, Range(ge=1)] = 10
+    linear: LinearSolver | None = BiCGStab(rtol=1e-5)
 
     def moment(self, transpose: Map, v: Vectors, key: Key[Array, ""], probes: int) -> Moment:
         terms = jnp.full((probes,), self.terms)
         value, solution = _series(transpose, v, terms, lambda k: jnp.ones((probes,)))
-        return Moment(value, solution if self.linear is None else None)
+        return Moment(value, solution if self.linear is None else _solved(self.linear, transpose, v))
 
     def truncation_bound(self, dimension: int, lipschitz: float) -> float:
         """How far the expected value can be from the log-determinant: `n c^{terms+1} / ((terms+1) (1-c))`.
@@ -88,11 +91,12 @@ class RussianRoulette(TraceEstimator):
     law: Literal["geometric", "poisson"] = "geometric"
     mean: Annotated[float, Range(gt=0)] = 1.0
     exact_terms: Annotated[int, Range(ge=0)] = 4
+    linear: LinearSolver | None = BiCGStab(rtol=1e-5)
 
     def moment(self, transpose: Map, v: Vectors, key: Key[Array, ""], probes: int) -> Moment:
         weight = lambda k: 1 / self._tail(jnp.maximum(k - self.exact_terms, 0))  # noqa: E731
         value, solution = _series(transpose, v, self.exact_terms + self._draw(key, probes), weight)
-        return Moment(value, solution if self.linear is None else None)
+        return Moment(value, solution if self.linear is None else _solved(self.linear, transpose, v))
 
     def _draw(self, key: Key[Array, ""], probes: int) -> Int[Array, " probes"]:
         if self.law == "poisson":
@@ -105,6 +109,11 @@ class RussianRoulette(TraceEstimator):
         if self.law == "poisson":
             return jnp.where(j > 0, gammainc(jnp.maximum(j, 1), self.mean), 1.0)
         return (self.mean / (1 + self.mean)) ** j.astype(float)
+
+
+def _solved(linear: LinearSolver, transpose: Map, v: Vectors) -> Vectors:
+    """`(I + J)⁻ᵀ v`."""
+    return linear.product(lambda w: w + transpose(w).astype(w.dtype), v)
 
 
 def _series(transpose: Map, v: Vectors, terms: Int[Array, " probes"], weight: Map) -> tuple[Float[Array, " rows"], Vectors]:

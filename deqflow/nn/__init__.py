@@ -1,12 +1,16 @@
 """Flax (NNX) building blocks."""
 
+from deqflow.nn.activations import Activation
 from deqflow.nn.attention import CausalAttention
 from deqflow.nn.conv import Conv, conv_same
 from deqflow.nn.dropout import VariationalDropout
 from deqflow.nn.linear import Linear
+from deqflow.nn.lipschitz import lipschitz_bound
+from deqflow.nn.lipschitz_mlp import LipschitzMLP
 from deqflow.nn.monotone import MonotoneConv, MonotoneDense, MonotoneOperator
 from deqflow.nn.norm import GroupNorm
 from deqflow.nn.norm_bound import conv_norm_bound, norm_bound
+from deqflow.nn.norm_limit import NormLimit
 from deqflow.nn.resample import Resample, windows
 from deqflow.nn.residual import ResidualBlock
 from deqflow.nn.spectral_norm import SpectralNorm, refresh
@@ -15,13 +19,16 @@ from deqflow.nn.weight import Weight
 from deqflow.nn.weight_norm import WeightNorm
 
 __all__ = [
+    "Activation",
     "CausalAttention",
     "Conv",
     "GroupNorm",
     "Linear",
+    "LipschitzMLP",
     "MonotoneConv",
     "MonotoneDense",
     "MonotoneOperator",
+    "NormLimit",
     "Resample",
     "ResidualBlock",
     "SpectralNorm",
@@ -31,6 +38,7 @@ __all__ = [
     "WeightNorm",
     "conv_norm_bound",
     "conv_same",
+    "lipschitz_bound",
     "norm_bound",
     "refresh",
     "windows",

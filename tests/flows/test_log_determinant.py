@@ -45,7 +45,7 @@ CONVERGED = [
 ]
 
 
-@pytest.mark.parametrize("estimator", CONVERGED, ids=lambda e: f"{type(e).__name__}-{'series' if e.linear is None else 'solve'}")
+@pytest.mark.parametrize("estimator", CONVERGED, ids=lambda e: f"{type(e).__name__}-{'solve' if getattr(e, 'linear', None) else 'own'}")
 def test_a_full_basis_of_probes_is_exact(x64, estimator):
     """Value and gradient, with a weight per sample: one sample's weight is not everybody's."""
     g, A, x = problem()
