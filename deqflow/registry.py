@@ -114,8 +114,10 @@ _FAMILIES: dict[str, _Family] = {
         {
             "deq_classifier": "deqflow.models.deq_classifier:DEQClassifier",
             "deq_transformer": "deqflow.models.deq_transformer:DEQTransformer",
+            "implicit_flow": "deqflow.models.residual_flow:ImplicitNormalizingFlow",
             "mdeq_classifier": "deqflow.models.mdeq_classifier:MDEQClassifier",
             "realnvp": "deqflow.models.realnvp:RealNVP",
+            "residual_flow": "deqflow.models.residual_flow:ResidualFlow",
             "transformer": "deqflow.models.transformer:Transformer",
         },
     ),
@@ -175,6 +177,16 @@ _FAMILIES: dict[str, _Family] = {
             "fixed_point": "deqflow.implicit.stationary:LinearFixedPoint",
             "gmres": "deqflow.implicit.gmres:GMRES",
             "neumann": "deqflow.implicit.stationary:Neumann",
+        },
+    ),
+    "log_det": _Family(
+        "deqflow.flows.log_determinant:LogDet",
+        "how log-determinants of residual blocks are computed",
+        {
+            "arnoldi": "deqflow.flows.arnoldi_quadrature:ArnoldiQuadrature",
+            "exact": "deqflow.flows.log_determinant:Exact",
+            "power_series": "deqflow.flows.power_series:PowerSeries",
+            "russian_roulette": "deqflow.flows.power_series:RussianRoulette",
         },
     ),
     "optim": _Family(

@@ -27,13 +27,15 @@ class Equation(Bijector):
     Attributes:
       log_det: how log-determinants are computed in training mode.
       eval_log_det: how in evaluation mode.
-      solver: of the equation; `None` for Anderson acceleration to a few roundings of the numbers' type.
+      solver: of the equation in training mode.
+      eval_solver: in evaluation mode; `None`, for either, is Anderson acceleration to a few roundings of the numbers' type.
       gradient: of the solution.
     """
 
     log_det: LogDet
     eval_log_det: LogDet
     solver: Solver | None
+    eval_solver: Solver | None
     gradient: Gradient
     deterministic: bool  # set by model.eval() and model.train()
 
@@ -68,7 +70,7 @@ class Equation(Bijector):
         if wanted is not None:
             u = b
             # From the known end: the two are nearer to each other than to u, as far as the sides are alike.
-            solver = to_rounding(a.dtype) if self.solver is None else self.solver
+            solver = (self.eval_solver if self.deterministic else self.solver) or to_rounding(a.dtype)
             b, stats = fixed_point(lambda b: u - wanted(b), lax.stop_gradient(a), solver=solver, gradient=self.gradient)
             estimate = log_det(wanted, b, estimator, split_key(key, 1))
             value, variance = value - estimate.value, variance + estimate.standard_error**2
@@ -90,7 +92,8 @@ class Residual(Equation):
       event_shape: shape of one sample.
       log_det: how the log-determinant is computed in training mode.
       eval_log_det: how in evaluation mode; `None` for the same.
-      solver: of the inverse; `None` for Anderson acceleration to a few roundings of the numbers' type.
+      solver: of the inverse in training mode; `None` for Anderson acceleration to a few roundings of the numbers' type.
+      eval_solver: in evaluation mode; `None` likewise.
       gradient: of the inverse.
 
     Raises:
@@ -117,6 +120,7 @@ class Residual(Equation):
         log_det: LogDet = Exact(),
         eval_log_det: LogDet | None = None,
         solver: Solver | None = None,
+        eval_solver: Solver | None = None,
         gradient: Gradient = Implicit(),
     ) -> None:
         self.event_shape = event_shape
@@ -124,6 +128,7 @@ class Residual(Equation):
         self.log_det = log_det
         self.eval_log_det = log_det if eval_log_det is None else eval_log_det
         self.solver = solver
+        self.eval_solver = eval_solver
         self.gradient = gradient
         self.deterministic = False
 
@@ -144,7 +149,8 @@ class ImplicitFlow(Equation):
       event_shape: shape of one sample.
       log_det: how log-determinants are computed in training mode.
       eval_log_det: how in evaluation mode; `None` for the same.
-      solver: of the equation; `None` for Anderson acceleration to a few roundings of the numbers' type.
+      solver: of the equation in training mode; `None` for Anderson acceleration to a few roundings of the numbers' type.
+      eval_solver: in evaluation mode; `None` likewise.
       gradient: of the solution.
 
     Raises:
@@ -168,6 +174,7 @@ class ImplicitFlow(Equation):
         log_det: LogDet = Exact(),
         eval_log_det: LogDet | None = None,
         solver: Solver | None = None,
+        eval_solver: Solver | None = None,
         gradient: Gradient = Implicit(),
     ) -> None:
         self.event_shape = event_shape
@@ -176,6 +183,7 @@ class ImplicitFlow(Equation):
         self.log_det = log_det
         self.eval_log_det = log_det if eval_log_det is None else eval_log_det
         self.solver = solver
+        self.eval_solver = eval_solver
         self.gradient = gradient
         self.deterministic = False
 

@@ -1,31 +1,16 @@
 """RealNVP: a density model of affine couplings."""
 
-import math
 from typing import Annotated
 
-import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key, Real
 
-from deqflow.flows import (
-    ActNorm,
-    Affine,
-    AffineCoupling,
-    Bijector,
-    Chain,
-    Dequantize,
-    Flow,
-    Logit,
-    Permutation,
-    ResidualMLP,
-    StandardNormal,
-    masks,
-)
+from deqflow.flows import ActNorm, AffineCoupling, Chain, Flow, Permutation, ResidualMLP, StandardNormal, masks
+from deqflow.models.flow_model import FlowModel, chess_board, event_size, from_levels
 from deqflow.registry import FromRuntime, Range, check_ranges
 
 
-class RealNVP(nnx.Module):
+class RealNVP(FlowModel):
     """Density model of affine couplings: points and vectors, or small integer images with dequantisation and logit.
 
     `log p(x) = log N(f(x); 0, I) + log |det ∂f/∂x|`, with f a chain of
@@ -78,16 +63,9 @@ class RealNVP(nnx.Module):
         rngs: Annotated[nnx.Rngs, FromRuntime],
     ) -> None:
         check_ranges(RealNVP.__init__, locals())
-        size = math.prod(input_shape)
-        if size < 2:
-            raise ValueError(f"a coupling needs data of two dimensions or more, got examples of shape {input_shape}")
+        size = event_size(input_shape, 2, "a coupling needs data of two dimensions or more")
         self.input_shape = input_shape
-        layers: list[Bijector] = []
-        if levels is not None:
-            layers += [Dequantize((size,), levels=levels), Affine((size,), scale=1 / levels), Logit((size,), margin=logit_lambda)]
-        if len(input_shape) > 1:
-            white = masks.checkerboard(input_shape)
-            layers.append(Permutation(np.concatenate([np.flatnonzero(white), np.flatnonzero(~white)])))
+        layers = [*from_levels(size, levels, logit_lambda), *chess_board(input_shape)]
         layers.append(ActNorm((size,), initial_log_scale=initial_log_scale))
         rng = np.random.default_rng(0)  # the same partitions for every seed of a run
         for index in range(couplings):
@@ -106,35 +84,3 @@ class RealNVP(nnx.Module):
             layers.append(AffineCoupling(mask, conditioner, bound=scale_bound))
         layers.append(ActNorm((size,)))
         self.flow = Flow(StandardNormal((size,)), Chain(layers))
-
-    def initialize(self, x: Real[Array, "batch *event"], key: Key[Array, ""], *, condition: Array | None = None) -> None:
-        """Set scales and shifts from one batch of data, in place."""
-        bijector = self.flow.bijector
-        assert isinstance(bijector, Chain)
-        bijector.initialize(self._flatten(x), condition=condition, key=key)
-
-    def log_prob(
-        self, x: Real[Array, "batch *event"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
-    ) -> Float[Array, " batch"]:
-        """The log-likelihood of each example in nats, in the units of the raw data.
-
-        Args:
-          x: `(batch, *input_shape)`; integers of `0 .. levels - 1` if the model has levels.
-          condition: `(batch, condition_size)`.
-          key: needed for integer data, whose noise it draws, and for dropout in training.
-
-        Raises:
-          ValueError: if a shape is wrong or a key is missing.
-        """
-        return self.flow.log_prob(self._flatten(x), condition=condition, key=key)
-
-    def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0, condition: Array | None = None) -> Float[Array, "n *event"]:
-        """Draw `n` examples `(n, *input_shape)` in the range of the raw data; integer data as whole numbers of floating type."""
-        flat = self.flow.sample(key, n, temperature=temperature, condition=condition)
-        return flat.reshape(n, *self.input_shape)
-
-    def _flatten(self, x: jax.Array) -> jax.Array:
-        if x.shape[1:] != self.input_shape:
-            expected = ", ".join(["batch", *map(str, self.input_shape)])
-            raise ValueError(f"RealNVP expected data of shape ({expected}), got {x.shape}")
-        return x.reshape(x.shape[0], -1)

@@ -1,0 +1,79 @@
+"""What density models made of flows share: from raw data to events of a flow, and back."""
+
+import abc
+import math
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key, Real
+
+from deqflow.flows import Affine, Bijector, Dequantize, Flow, Logit, Permutation, masks
+from deqflow.flows.bijector import DataDependent
+
+
+class FlowModel(nnx.Module, abc.ABC):
+    """A density model of raw data whose flow works on flattened events.
+
+    Attributes:
+      flow: the density of flattened data.
+      input_shape: shape of one example.
+    """
+
+    flow: Flow
+    input_shape: tuple[int, ...]
+
+    def initialize(self, x: Real[Array, "batch *event"], key: Key[Array, ""], *, condition: Array | None = None) -> None:
+        """Set scales and shifts from one batch of data, in place."""
+        bijector = self.flow.bijector
+        assert isinstance(bijector, DataDependent)
+        bijector.initialize(self._flatten(x), condition=condition, key=key)
+
+    def log_prob(
+        self, x: Real[Array, "batch *event"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
+    ) -> Float[Array, " batch"]:
+        """The log-likelihood of each example in nats, in the units of the raw data.
+
+        Args:
+          x: `(batch, *input_shape)`; integers of `0 .. levels - 1` if the model has levels.
+          condition: `(batch, condition_size)`.
+          key: for what is random: the noise of integer data, a stochastic log-determinant, dropout in training.
+
+        Raises:
+          ValueError: if a shape is wrong or a key is missing.
+        """
+        return self.flow.log_prob(self._flatten(x), condition=condition, key=key)
+
+    def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0, condition: Array | None = None) -> Float[Array, "n *event"]:
+        """Draw `n` examples `(n, *input_shape)` in the range of the raw data; integer data as whole numbers of floating type."""
+        flat = self.flow.sample(key, n, temperature=temperature, condition=condition)
+        return flat.reshape(n, *self.input_shape)
+
+    def _flatten(self, x: jax.Array) -> jax.Array:
+        if x.shape[1:] != self.input_shape:
+            expected = ", ".join(["batch", *map(str, self.input_shape)])
+            raise ValueError(f"{type(self).__name__} expected data of shape ({expected}), got {x.shape}")
+        return x.reshape(x.shape[0], -1)
+
+
+def from_levels(size: int, levels: int | None, margin: float) -> list[Bijector]:
+    """What turns integers of `0 .. levels - 1` into real numbers: `logit(margin + (1 - 2 margin) (x + u) / levels)`, u uniform noise."""
+    if levels is None:
+        return []
+    return [Dequantize((size,), levels=levels), Affine((size,), scale=1 / levels), Logit((size,), margin=margin)]
+
+
+def chess_board(input_shape: tuple[int, ...]) -> list[Bijector]:
+    """For images, the permutation that puts the white squares of a chess board first: each half then sees the neighbours of the other."""
+    if len(input_shape) == 1:
+        return []
+    white = masks.checkerboard(input_shape)
+    return [Permutation(np.concatenate([np.flatnonzero(white), np.flatnonzero(~white)]))]
+
+
+def event_size(input_shape: tuple[int, ...], least: int, why: str) -> int:
+    """The number of dimensions of an example, or an error if there are fewer than `least`."""
+    size = math.prod(input_shape)
+    if size < least:
+        raise ValueError(f"{why}, got examples of shape {input_shape}")
+    return size
