@@ -10,7 +10,7 @@ from deqflow.flows.base import Distribution, StandardNormal
 from deqflow.flows.bijector import Bijector, DataDependent, Transformed
 from deqflow.flows.chain import Chain
 from deqflow.flows.conditioner import ResidualMLP
-from deqflow.flows.coupling import AffineCoupling
+from deqflow.flows.coupling import AdditiveCoupling, AffineCoupling, Coupling, SplineCoupling
 from deqflow.flows.dequantize import Dequantize
 from deqflow.flows.elementwise import Affine, Logit
 from deqflow.flows.equation import Equation, ImplicitFlow, Residual
@@ -19,14 +19,17 @@ from deqflow.flows.inverse import Inverse
 from deqflow.flows.log_determinant import Estimate, Exact, LogDet, TraceEstimator, log_det
 from deqflow.flows.permutation import Permutation
 from deqflow.flows.power_series import PowerSeries, RussianRoulette
+from deqflow.flows.spline import Spline
 
 __all__ = [
     "ActNorm",
+    "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
     "ArnoldiQuadrature",
     "Bijector",
     "Chain",
+    "Coupling",
     "DataDependent",
     "Dequantize",
     "Distribution",
@@ -43,6 +46,8 @@ __all__ = [
     "Residual",
     "ResidualMLP",
     "RussianRoulette",
+    "Spline",
+    "SplineCoupling",
     "StandardNormal",
     "TraceEstimator",
     "Transformed",

@@ -11,6 +11,7 @@ from flax import nnx
 
 from deqflow.flows import (
     ActNorm,
+    AdditiveCoupling,
     Affine,
     AffineCoupling,
     Bijector,
@@ -21,6 +22,7 @@ from deqflow.flows import (
     Permutation,
     Residual,
     ResidualMLP,
+    SplineCoupling,
     masks,
 )
 from deqflow.implicit import GMRES, Implicit
@@ -58,6 +60,17 @@ def coupling(mask, rngs, condition_size=0, dropout=0.0):
     kept = int(mask.sum())
     conditioner = ResidualMLP(kept, 2 * (mask.size - kept), width=8, depth=2, condition_size=condition_size, dropout=dropout, rngs=rngs)
     return AffineCoupling(mask, conditioner)
+
+
+def spline(mask, rngs, condition_size=0, bins=5, bound=2.0):
+    kept = int(mask.sum())
+    numbers = (3 * bins - 1) * (mask.size - kept)
+    conditioner = ResidualMLP(kept, numbers, width=8, depth=1, condition_size=condition_size, rngs=rngs)
+    return SplineCoupling(mask, conditioner, bins=bins, bound=bound)
+
+
+def additive(rngs, condition_size=0):
+    return AdditiveCoupling(masks.half(4), ResidualMLP(2, 2, width=8, depth=1, condition_size=condition_size, rngs=rngs))
 
 
 def chain(rngs, condition_size=0):
@@ -110,6 +123,10 @@ CASES = [
     Case("coupling_alternating", lambda rngs: coupling(masks.alternating(5), rngs)),
     Case("coupling_checkerboard", lambda rngs: coupling(masks.checkerboard((2, 2, 2)), rngs)),
     Case("coupling_conditional", lambda rngs: coupling(masks.half(4), rngs, condition_size=3), condition_size=3),
+    Case("additive", additive),
+    Case("additive_conditional", lambda rngs: additive(rngs, condition_size=2), condition_size=2),
+    Case("spline", lambda rngs: spline(masks.half(4), rngs)),
+    Case("spline_conditional", lambda rngs: spline(masks.alternating(5), rngs, condition_size=3), condition_size=3),
     Case("residual", residual),
     Case("residual_conditional", lambda rngs: residual(rngs, condition_size=2), condition_size=2),
     Case("implicit_flow", implicit_flow),
