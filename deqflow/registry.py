@@ -118,6 +118,7 @@ _FAMILIES: dict[str, _Family] = {
             "mdeq_classifier": "deqflow.models.mdeq_classifier:MDEQClassifier",
             "realnvp": "deqflow.models.realnvp:RealNVP",
             "residual_flow": "deqflow.models.residual_flow:ResidualFlow",
+            "spline_flow": "deqflow.models.spline_flow:SplineFlow",
             "transformer": "deqflow.models.transformer:Transformer",
         },
     ),

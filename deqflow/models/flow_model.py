@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -69,6 +70,17 @@ def chess_board(input_shape: tuple[int, ...]) -> list[Bijector]:
         return []
     white = masks.checkerboard(input_shape)
     return [Permutation(np.concatenate([np.flatnonzero(white), np.flatnonzero(~white)]))]
+
+
+def in_pairs(size: int, couplings: int, make: Callable[[np.ndarray], Bijector]) -> list[Bijector]:
+    """Couplings for masks that keep the one half, then the other; before every pair but the first the dimensions are permuted at random."""
+    rng = np.random.default_rng(0)  # the same partitions for every seed of a run
+    layers: list[Bijector] = []
+    for index in range(couplings):
+        if size > 2 and index > 0 and index % 2 == 0:
+            layers.append(Permutation(rng.permutation(size)))
+        layers.append(make(masks.half(size) if index % 2 == 0 else ~masks.half(size)))
+    return layers
 
 
 def event_size(input_shape: tuple[int, ...], least: int, why: str) -> int:

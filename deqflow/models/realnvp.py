@@ -5,8 +5,8 @@ from typing import Annotated
 import numpy as np
 from flax import nnx
 
-from deqflow.flows import ActNorm, AffineCoupling, Chain, Flow, Permutation, ResidualMLP, StandardNormal, masks
-from deqflow.models.flow_model import FlowModel, chess_board, event_size, from_levels
+from deqflow.flows import ActNorm, AffineCoupling, Bijector, Chain, Flow, ResidualMLP, StandardNormal
+from deqflow.models.flow_model import FlowModel, chess_board, event_size, from_levels, in_pairs
 from deqflow.registry import FromRuntime, Range, check_ranges
 
 
@@ -65,13 +65,8 @@ class RealNVP(FlowModel):
         check_ranges(RealNVP.__init__, locals())
         size = event_size(input_shape, 2, "a coupling needs data of two dimensions or more")
         self.input_shape = input_shape
-        layers = [*from_levels(size, levels, logit_lambda), *chess_board(input_shape)]
-        layers.append(ActNorm((size,), initial_log_scale=initial_log_scale))
-        rng = np.random.default_rng(0)  # the same partitions for every seed of a run
-        for index in range(couplings):
-            if size > 2 and index > 0 and index % 2 == 0:
-                layers.append(Permutation(rng.permutation(size)))
-            mask = masks.half(size) if index % 2 == 0 else ~masks.half(size)
+
+        def coupling(mask: np.ndarray) -> Bijector:
             conditioner = ResidualMLP(
                 int(mask.sum()),
                 2 * int((~mask).sum()),
@@ -81,6 +76,8 @@ class RealNVP(FlowModel):
                 condition_size=condition_size,
                 rngs=rngs,
             )
-            layers.append(AffineCoupling(mask, conditioner, bound=scale_bound))
-        layers.append(ActNorm((size,)))
+            return AffineCoupling(mask, conditioner, bound=scale_bound)
+
+        layers = [*from_levels(size, levels, logit_lambda), *chess_board(input_shape)]
+        layers += [ActNorm((size,), initial_log_scale=initial_log_scale), *in_pairs(size, couplings, coupling), ActNorm((size,))]
         self.flow = Flow(StandardNormal((size,)), Chain(layers))
