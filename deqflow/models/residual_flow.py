@@ -6,7 +6,7 @@ from typing import Annotated
 from flax import nnx
 
 from deqflow.flows import ActNorm, Bijector, Chain, Exact, Flow, ImplicitFlow, LogDet, Residual, StandardNormal
-from deqflow.implicit import Anderson, Solver
+from deqflow.implicit import Anderson, BiCGStab, Gradient, Implicit, Solver
 from deqflow.models.flow_model import FlowModel, event_size, from_levels
 from deqflow.nn import LipschitzMLP
 from deqflow.nn.activations import Name
@@ -90,6 +90,7 @@ class ImplicitNormalizingFlow(FlowModel):
       log_det: how log-determinants are computed in training.
       eval_log_det: how in evaluation; `None` for the same.
       solver: of the equations in training; in evaluation they are solved to a few roundings.
+      gradient: how they are differentiated.
       initial_log_scale: log of the standard deviation to which the first ActNorm spreads the data.
       logit_lambda: λ, the margin of the logit; used for integer data only.
       condition_size: features of the condition, 0 for an unconditional density.
@@ -121,6 +122,7 @@ class ImplicitNormalizingFlow(FlowModel):
         log_det: LogDet = Exact(),
         eval_log_det: LogDet | None = None,
         solver: Solver = Anderson(rtol=1e-5, max_steps=200),
+        gradient: Gradient = Implicit(linear=BiCGStab(rtol=1e-5)),
         initial_log_scale: float = 0.0,
         logit_lambda: Annotated[float, Range(gt=0, lt=0.5)] = 1e-3,
         condition_size: Annotated[int, Range(ge=0)] = 0,
@@ -136,7 +138,7 @@ class ImplicitNormalizingFlow(FlowModel):
             )
 
         def block(size: int) -> Bijector:
-            return ImplicitFlow(g(size), g(size), (size,), log_det=log_det, eval_log_det=eval_log_det, solver=solver)
+            return ImplicitFlow(g(size), g(size), (size,), log_det=log_det, eval_log_det=eval_log_det, solver=solver, gradient=gradient)
 
         self.input_shape = input_shape
         self.flow = _flow(input_shape, levels, logit_lambda, initial_log_scale, blocks, block)
