@@ -6,16 +6,17 @@ Everything works on batches: a bijector maps `(batch, *event_shape)` from data t
 from deqflow.flows import masks
 from deqflow.flows.actnorm import ActNorm
 from deqflow.flows.arnoldi_quadrature import ArnoldiQuadrature
-from deqflow.flows.base import Distribution, StandardNormal
+from deqflow.flows.base import Distribution, Mixture, StandardNormal, StudentT, Uniform
 from deqflow.flows.bijector import Bijector, DataDependent, Transformed
 from deqflow.flows.chain import Chain
 from deqflow.flows.conditioner import ResidualMLP
 from deqflow.flows.coupling import AdditiveCoupling, AffineCoupling, Coupling, SplineCoupling
 from deqflow.flows.dequantize import Dequantize
-from deqflow.flows.elementwise import Affine, Logit
+from deqflow.flows.elementwise import Affine, LeakyReLU, Logit, Tanh
 from deqflow.flows.equation import Equation, ImplicitFlow, Residual
 from deqflow.flows.flow import Flow
 from deqflow.flows.inverse import Inverse
+from deqflow.flows.linear import InvertibleLinear
 from deqflow.flows.log_determinant import Estimate, Exact, LogDet, TraceEstimator, log_det
 from deqflow.flows.permutation import Permutation
 from deqflow.flows.power_series import PowerSeries, RussianRoulette
@@ -39,8 +40,11 @@ __all__ = [
     "Flow",
     "ImplicitFlow",
     "Inverse",
+    "InvertibleLinear",
+    "LeakyReLU",
     "LogDet",
     "Logit",
+    "Mixture",
     "Permutation",
     "PowerSeries",
     "Residual",
@@ -49,8 +53,11 @@ __all__ = [
     "Spline",
     "SplineCoupling",
     "StandardNormal",
+    "StudentT",
+    "Tanh",
     "TraceEstimator",
     "Transformed",
+    "Uniform",
     "log_det",
     "masks",
 ]

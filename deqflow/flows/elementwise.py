@@ -98,6 +98,75 @@ class Logit(Bijector):
         return Transformed(x, _sum_event(nnx.log_sigmoid(z) + nnx.log_sigmoid(-z) - math.log(slope)), {})
 
 
+class Tanh(Bijector):
+    """From the real line to the interval (-1, 1): `z = tanh x`.
+
+    The log-determinant is `Σ 2 (log 2 - x - softplus(-2x))`, which neither overflows nor cancels. The inverse of what lies outside of
+    the interval is NaN.
+
+    Args:
+      event_shape: shape of one sample.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(Tanh((1,)).forward_and_log_det(jnp.array([[50.0]])).log_det.round(2))
+      [-98.61]
+    """
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        self.event_shape = event_shape
+
+    def forward_and_log_det(
+        self, x: Float[Array, "batch *event"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
+    ) -> Transformed:
+        check_event(self, x)
+        return Transformed(jnp.tanh(x), _sum_event(2 * (math.log(2) - x - nnx.softplus(-2 * x))), {})
+
+    def inverse_and_log_det(
+        self, z: Float[Array, "batch *event"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
+    ) -> Transformed:
+        check_event(self, z)
+        return Transformed(jnp.arctanh(z), _sum_event(-jnp.log1p(-z) - jnp.log1p(z)), {})
+
+
+class LeakyReLU(Bijector):
+    """A kink at zero: `z = x` where x is positive, `slope · x` elsewhere.
+
+    Args:
+      event_shape: shape of one sample.
+      slope: on the negative side.
+
+    Raises:
+      ValueError: if `slope` is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> LeakyReLU((2,), slope=0.5).forward_and_log_det(jnp.array([[1.0, -1.0]])).value
+      Array([[ 1. , -0.5]], dtype=float32)
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], *, slope: float = 0.1) -> None:
+        if not slope > 0:
+            raise ValueError(f"slope must be > 0, got {slope}")
+        self.event_shape = event_shape
+        self.slope = slope
+
+    def forward_and_log_det(
+        self, x: Float[Array, "batch *event"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
+    ) -> Transformed:
+        check_event(self, x)
+        return Transformed(jnp.where(x > 0, x, self.slope * x), self._log_det(x), {})
+
+    def inverse_and_log_det(
+        self, z: Float[Array, "batch *event"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
+    ) -> Transformed:
+        check_event(self, z)
+        return Transformed(jnp.where(z > 0, z, z / self.slope), -self._log_det(z), {})
+
+    def _log_det(self, x: Array) -> Array:
+        return _sum_event(jnp.where(x > 0, jnp.zeros((), x.dtype), math.log(self.slope)))
+
+
 def _sum_event(x: jax.Array) -> jax.Array:
     """Sum over everything but the batch."""
     return x.reshape(x.shape[0], -1).sum(1)

@@ -1,9 +1,12 @@
 """Bijectors given by an equation: residual blocks, implicit flows, and what both are."""
 
 import abc
+import math
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
@@ -12,8 +15,12 @@ from deqflow.flows.bijector import Bijector, Transformed, check_event, split_key
 from deqflow.flows.log_determinant import Exact, LogDet, log_det
 from deqflow.implicit import Anderson, Gradient, Implicit, Solver, fixed_point
 from deqflow.implicit.trees import over
+from deqflow.nn import lipschitz_bound
 
 _Map = Callable[[Array], Array]
+
+Expansion = Literal["warn", "refuse", "ignore"]
+"""What to do with a map whose Lipschitz constant is not certified to be below 1."""
 
 
 class Equation(Bijector):
@@ -95,13 +102,15 @@ class Residual(Equation):
       solver: of the inverse in training mode; `None` for Anderson acceleration to a few roundings of the numbers' type.
       eval_solver: in evaluation mode; `None` likewise.
       gradient: of the inverse.
+      expansion: what to do if `lipschitz_bound(g)` is not below 1, so that nothing says that the block is invertible: `warn`, `refuse` or
+        `ignore`.
 
     Raises:
-      ValueError: on use, if x has the wrong shape or a stochastic estimator gets no key.
+      ValueError: if g is refused, or on use, if x has the wrong shape or a stochastic estimator gets no key.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> block = Residual(lambda x: 0.5 * jnp.sin(x), (2,))
+      >>> block = Residual(lambda x: 0.5 * jnp.sin(x), (2,), expansion="ignore")     # we know better
       >>> x = jnp.array([[0.3, -1.0]])
       >>> z, log_det, _ = block.forward_and_log_det(x)
       >>> back = block.inverse_and_log_det(z)
@@ -122,7 +131,9 @@ class Residual(Equation):
         solver: Solver | None = None,
         eval_solver: Solver | None = None,
         gradient: Gradient = Implicit(),
+        expansion: Expansion = "warn",
     ) -> None:
+        _check(g, "g", expansion)
         self.event_shape = event_shape
         self.g = g
         self.log_det = log_det
@@ -152,13 +163,14 @@ class ImplicitFlow(Equation):
       solver: of the equation in training mode; `None` for Anderson acceleration to a few roundings of the numbers' type.
       eval_solver: in evaluation mode; `None` likewise.
       gradient: of the solution.
+      expansion: what to do if `lipschitz_bound` of g_x or g_z is not below 1: `warn`, `refuse` or `ignore`.
 
     Raises:
-      ValueError: on use, if x has the wrong shape or a stochastic estimator gets no key.
+      ValueError: if g_x or g_z is refused, or on use, if x has the wrong shape or a stochastic estimator gets no key.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> flow = ImplicitFlow(lambda x: 0.9 * x, lambda z: -0.9 * z, (1,))
+      >>> flow = ImplicitFlow(lambda x: 0.9 * x, lambda z: -0.9 * z, (1,), expansion="ignore")
       >>> print(jnp.round(flow.forward_and_log_det(jnp.array([[1.0]])).value, 3))     # 1.9 / 0.1
       [[19.]]
 
@@ -176,7 +188,10 @@ class ImplicitFlow(Equation):
         solver: Solver | None = None,
         eval_solver: Solver | None = None,
         gradient: Gradient = Implicit(),
+        expansion: Expansion = "warn",
     ) -> None:
+        _check(g_x, "g_x", expansion)
+        _check(g_z, "g_z", expansion)
         self.event_shape = event_shape
         self.g_x = g_x
         self.g_z = g_z
@@ -189,6 +204,27 @@ class ImplicitFlow(Equation):
 
     def sides(self, condition: Array | None) -> tuple[_Map | None, _Map | None]:
         return _given(self.g_x, condition), _given(self.g_z, condition)
+
+
+def _check(g: Callable[..., Array], name: str, expansion: Expansion) -> None:
+    """Warn of, or refuse, a map that is not certified to contract; inside `jit` there is nothing to certify it by."""
+    if expansion == "ignore" or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(g)):
+        return
+    bound = lipschitz_bound(g)
+    if bound < 1:
+        return
+    known = (
+        f"the certified Lipschitz bound of {name} is {bound:.4g}"
+        if bound < math.inf
+        else f"nothing is known of {name}'s Lipschitz constant"
+    )
+    message = (
+        f"{known}, but x + {name}(x) is only known to be invertible below 1; use LipschitzMLP(bound=0.98) or give {name} a method "
+        "lipschitz_bound, or pass expansion='ignore' if you know better"
+    )
+    if expansion == "refuse":
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=4)
 
 
 def to_rounding(dtype: Any) -> Solver:

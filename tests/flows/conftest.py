@@ -18,11 +18,14 @@ from deqflow.flows import (
     Chain,
     ImplicitFlow,
     Inverse,
+    InvertibleLinear,
+    LeakyReLU,
     Logit,
     Permutation,
     Residual,
     ResidualMLP,
     SplineCoupling,
+    Tanh,
     masks,
 )
 from deqflow.implicit import GMRES, Implicit
@@ -94,6 +97,9 @@ class Contraction(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(size))
         self.shift = nnx.Param(jax.random.normal(rngs.params(), (condition_size, size))) if condition_size else None
 
+    def lipschitz_bound(self):
+        return self.bound
+
     def __call__(self, x, condition=None):
         kernel = self.kernel[...]
         kernel = kernel / jnp.sqrt((kernel**2).sum())  # the Frobenius norm is a bound
@@ -115,6 +121,10 @@ CASES = [
     Case("affine", lambda rngs: Affine((3,), scale=-0.5, shift=2.0)),
     Case("affine_image", lambda rngs: Affine((2, 2, 1), scale=3.0)),
     Case("logit", lambda rngs: Logit((3,), margin=1e-3), domain="unit"),
+    Case("tanh", lambda rngs: Tanh((3,))),
+    Case("leaky_relu", lambda rngs: LeakyReLU((2, 2), slope=0.2)),
+    Case("linear", lambda rngs: InvertibleLinear((4,), rngs=rngs)),
+    Case("linear_image", lambda rngs: InvertibleLinear((2, 2, 3), rngs=rngs)),
     Case("actnorm", lambda rngs: ActNorm((3,))),
     Case("actnorm_image", lambda rngs: ActNorm((2, 3, 2))),
     Case("permutation", lambda rngs: Permutation([2, 0, 3, 1])),
