@@ -20,6 +20,7 @@ from deqflow.flows.linear import InvertibleLinear
 from deqflow.flows.log_determinant import Estimate, Exact, LogDet, TraceEstimator, log_det
 from deqflow.flows.permutation import Permutation
 from deqflow.flows.power_series import PowerSeries, RussianRoulette
+from deqflow.flows.repeat import Repeat
 from deqflow.flows.spline import Spline
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Mixture",
     "Permutation",
     "PowerSeries",
+    "Repeat",
     "Residual",
     "ResidualMLP",
     "RussianRoulette",

@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -39,9 +38,10 @@ class InvertibleLinear(Bijector):
         size = event_shape[-1]
         matrix = jnp.linalg.qr(jax.random.normal(rngs.params(), (size, size)))[0]
         permutation, lower, upper = jax.scipy.linalg.lu(matrix)
-        self.order = tuple(int(i) for i in np.argmax(permutation, axis=1))  # z = (L U x)[order]
+        # Variables rather than constants, so that blocks which differ in them are still one program: see `Repeat`.
+        self.order = nnx.Variable(jnp.argmax(permutation, axis=1).astype(jnp.int32))  # z = (L U x)[order]
         diagonal = jnp.diagonal(upper)
-        self.signs = tuple(float(s) for s in np.sign(diagonal))
+        self.signs = nnx.Variable(jnp.sign(diagonal).astype(jnp.int8))
         self.log_scale = nnx.Param(jnp.log(jnp.abs(diagonal)))
         self.lower = nnx.Param(jnp.tril(lower, -1))
         self.upper = nnx.Param(jnp.triu(upper, 1))
@@ -52,7 +52,7 @@ class InvertibleLinear(Bijector):
         check_event(self, x)
         lower, upper = self._factors(x)
         # One product of small matrices, then one with the data.
-        matrix = jnp.matmul(lower, upper, precision="highest")[np.array(self.order)]
+        matrix = jnp.matmul(lower, upper, precision="highest")[self.order[...]]
         return Transformed(jnp.matmul(x, matrix.T, precision="highest"), self._log_det(x), {})
 
     def inverse_and_log_det(
@@ -60,14 +60,14 @@ class InvertibleLinear(Bijector):
     ) -> Transformed:
         check_event(self, z)
         lower, upper = self._factors(z)
-        columns = z.reshape(-1, z.shape[-1])[:, np.argsort(self.order)].T
+        columns = z.reshape(-1, z.shape[-1])[:, jnp.argsort(self.order[...])].T
         columns = jax.scipy.linalg.solve_triangular(lower, columns, lower=True, unit_diagonal=True)
         columns = jax.scipy.linalg.solve_triangular(upper, columns)
         return Transformed(columns.T.reshape(z.shape), -self._log_det(z), {})
 
     def _factors(self, like: Array) -> tuple[Array, Array]:
-        diagonal = jnp.asarray(self.signs, like.dtype) * jnp.exp(self.log_scale[...])
-        lower = jnp.tril(self.lower[...], -1) + jnp.eye(len(self.order), dtype=like.dtype)
+        diagonal = self.signs[...].astype(like.dtype) * jnp.exp(self.log_scale[...])
+        lower = jnp.tril(self.lower[...], -1) + jnp.eye(like.shape[-1], dtype=like.dtype)
         return lower, jnp.triu(self.upper[...], 1) + jnp.diag(diagonal)
 
     def _log_det(self, x: Array) -> Array:

@@ -87,14 +87,20 @@ class SpectralNorm(Weight):
         return jnp.dot(x, kernel, precision="highest") if kernel.ndim == 2 else conv_same(x, kernel)
 
 
-def refresh(model: nnx.Module) -> None:
+def refresh(model: nnx.Pytree) -> None:
     """Let every `SpectralNorm` in `model` follow its weights; to be called once per training step.
+
+    A module that has a method `refresh` of its own takes care of what is inside it.
 
     Example:
       >>> from deqflow.deq import MLPCell
       >>> cell = MLPCell(4, parametrise="spectral", rngs=nnx.Rngs(0))
       >>> refresh(cell)
     """
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, SpectralNorm):
-            module.refresh()
+    own = getattr(model, "refresh", None)
+    if own is not None:
+        own()
+        return
+    for _, child in nnx.iter_children(model):
+        if isinstance(child, nnx.Pytree):  # modules and lists of them
+            refresh(child)

@@ -22,6 +22,7 @@ from deqflow.flows import (
     LeakyReLU,
     Logit,
     Permutation,
+    Repeat,
     Residual,
     ResidualMLP,
     SplineCoupling,
@@ -117,6 +118,10 @@ def implicit_flow(rngs, condition_size=0):
     return ImplicitFlow(*sides, (3,), gradient=Implicit(linear=GMRES(rtol=1e-10)))
 
 
+def repeat(rngs, condition_size=0):
+    return Repeat(lambda rngs: Chain([coupling(masks.half(4), rngs, condition_size), InvertibleLinear((4,), rngs=rngs)]), 2, rngs=rngs)
+
+
 CASES = [
     Case("affine", lambda rngs: Affine((3,), scale=-0.5, shift=2.0)),
     Case("affine_image", lambda rngs: Affine((2, 2, 1), scale=3.0)),
@@ -142,6 +147,8 @@ CASES = [
     Case("implicit_flow", implicit_flow),
     Case("implicit_flow_conditional", lambda rngs: implicit_flow(rngs, condition_size=2), condition_size=2),
     Case("inverse", lambda rngs: Inverse(residual(rngs))),
+    Case("repeat", repeat),
+    Case("repeat_conditional", lambda rngs: repeat(rngs, condition_size=2), condition_size=2),
     Case("chain", chain),
     Case("chain_conditional", lambda rngs: chain(rngs, condition_size=2), condition_size=2),
     Case("chain_logit", lambda rngs: Chain([Logit((4,), margin=0.05), chain(rngs)]), domain="unit"),

@@ -1,0 +1,116 @@
+"""Flows on densities of the plane: likelihood, inverse error and Lipschitz bounds of every committed config.
+
+python benchmarks/flows.py [--runs FOLDER] [NAME ...]
+
+Every config is trained in FOLDER/NAME, or read from there where `deqflow train configs/NAME.yaml --run FOLDER/NAME` has done so with the
+very same config. Then the model that the run selects maps the test split to its latent and back.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from common import RESULTS, ROOT, write_result
+from flax import nnx
+
+from deqflow.flows import Bijector, Chain, Equation
+from deqflow.nn import lipschitz_bound
+from deqflow.train import load, run
+
+EXPECTED = {
+    "checkerboard_spline": {"nats": "<= 3.49"},
+    "checkerboard_residual": {"nats": "<= 3.50"},
+    "checkerboard_implicit": {"nats": "<= 3.485, and no worse than checkerboard_residual"},
+    "eight_gaussians_spline": {"gap": "<= 0.03"},
+}
+
+
+def bounds(bijector: Chain) -> list[float]:
+    """The certified Lipschitz bound of every g, from the data to the latent."""
+    maps = []
+    for layer in bijector.layers:
+        if isinstance(layer, Equation):
+            maps += [getattr(layer, name) for name in ("g", "g_x", "g_z") if hasattr(layer, name)]
+    return [lipschitz_bound(g) for g in maps]
+
+
+def round_trip(bijector: Bijector, x: jax.Array) -> dict[str, float]:
+    """Largest and root-mean-square error of `inverse(forward(x))`, and the fraction of solves that converged."""
+    graph, state = nnx.split(bijector)
+
+    @jax.jit
+    def there_and_back(state: Any, x: jax.Array) -> Any:
+        b = nnx.merge(graph, state)
+        z = b.forward_and_log_det(x)
+        back = b.inverse_and_log_det(z.value)
+        stats = [entry["solve"].converged for report in (z, back) for entry in report.diagnostics.values() if "solve" in entry]
+        return back.value - x, stats
+
+    error, converged = there_and_back(state, x)
+    mean = float(np.mean([np.asarray(c) for c in converged])) if converged else 1.0
+    return {
+        "largest_inverse_error": float(jnp.abs(error).max()),
+        "rms_inverse_error": float(jnp.sqrt(jnp.mean(error**2))),
+        "converged": mean,
+    }
+
+
+def study(name: str, folder: Path) -> dict[str, Any]:
+    result = run(ROOT / "configs" / f"{name}.yaml", folder, resume=folder.exists())
+    model: Any = load(folder)
+    x = jnp.asarray(np.random.default_rng(0).uniform(-4, 4, (4096, 2)), jnp.float32)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    return {
+        **result.test,
+        "selected_step": result.selected_step,
+        "train_seconds": round(json.loads((folder / "DONE").read_text())["seconds"], 1),
+        "parameters": parameters,
+        **round_trip(model.flow.bijector, x),
+        "lipschitz_bounds": [round(b, 4) for b in bounds(model.flow.bijector)],
+    }
+
+
+def forming(name: str, model: Any, every: int) -> None:
+    """Draw how samples form through the layers, from the latent to the data."""
+    layers = list(model.flow.bijector.layers)
+    points = model.flow.base.sample(jax.random.key(0), 6000)
+    frames = [np.asarray(points)]
+    for layer in reversed(layers):
+        points = layer.inverse_and_log_det(points).value
+        frames.append(np.asarray(points))
+    frames = frames[:-1:every] + frames[-1:]
+    figure, axes = plt.subplots(1, len(frames), figsize=(2.2 * len(frames), 2.4), layout="constrained")
+    for axis, frame in zip(axes, frames, strict=True):
+        axis.plot(*frame.T, ",", alpha=0.6)
+        axis.set(xticks=[], yticks=[], aspect="equal")
+    axes[0].set_title("latent")
+    axes[-1].set_title("data")
+    figure.savefig(RESULTS / f"{name}_forming.png", dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="configs to study; all by default")
+    parser.add_argument("--runs", type=Path, help="where the run directories are kept; a temporary folder by default")
+    arguments = parser.parse_args()
+    began = time.perf_counter()
+    names = arguments.names or list(EXPECTED)
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = arguments.runs or Path(temporary)
+        rows = {name: study(name, runs / name) for name in names}
+        for name in names:
+            if name == "checkerboard_implicit":
+                forming(name, load(runs / name), every=1)
+    write_result("flows", rows, {name: EXPECTED[name] for name in names}, time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""A stack that is scanned does what the chain of its blocks does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from deqflow.flows import ActNorm, ArnoldiQuadrature, Chain, InvertibleLinear, Permutation, Repeat, Residual
+from deqflow.nn import Linear, LipschitzMLP, SpectralNorm, refresh
+
+
+def block(rngs):
+    g = LipschitzMLP(3, width=4, depth=1, bound=0.5, rngs=rngs)
+    return Chain([ActNorm((3,)), Residual(g, (3,), log_det=ArnoldiQuadrature(steps=2, probes=2))])
+
+
+def data(n=64):
+    return jnp.asarray(np.random.default_rng(0).normal(2, 3, (n, 3)), jnp.float32)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_it_is_the_chain_of_its_blocks(remat):
+    """Initialised by data, with the same keys: values, log-determinants and gradients."""
+    stack = Repeat(block, 3, remat=remat, rngs=nnx.Rngs(0))
+    chain = Chain([block(rngs) for rngs in [nnx.Rngs(0)] for _ in range(3)])
+    key = jax.random.key(1)
+    for bijector in (stack, chain):
+        bijector.initialize(data(), key=key)
+    assert not np.allclose(stack.block.layers[0].log_scale[0], 0)
+    for direction in ("forward_and_log_det", "inverse_and_log_det"):
+        ours, theirs = (getattr(b, direction)(data(5), key=key) for b in (stack, chain))
+        np.testing.assert_allclose(ours.value, theirs.value, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(ours.log_det, theirs.log_det, rtol=1e-4, atol=1e-4)
+    assert ours.diagnostics["1"]["standard_error"].shape == (3, 5)
+
+    def loss(bijector):
+        return bijector.forward_and_log_det(data(5), key=key).log_det.sum()
+
+    ours, theirs = nnx.grad(loss)(stack), nnx.grad(loss)(chain)
+    np.testing.assert_allclose(
+        ours["block"]["layers"][0]["log_scale"][1], theirs["layers"][1]["layers"][0]["log_scale"], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_the_program_does_not_grow_with_the_number_of_blocks():
+    def size(count):
+        graph, state = nnx.split(Repeat(block, count, rngs=nnx.Rngs(0)))
+        run = jax.grad(lambda state: nnx.merge(graph, state).forward_and_log_det(data(4), key=jax.random.key(0)).log_det.sum())
+        return len(jax.jit(run).lower(state).as_text().splitlines())
+
+    assert size(32) <= 1.05 * size(4)
+
+
+def test_weights_inside_are_refreshed():
+    def make(rngs):
+        layer = Linear(3, 3, parametrise=lambda kernel: SpectralNorm(kernel, bound=0.5, rngs=rngs), rngs=rngs)
+        return Residual(layer, (3,), expansion="ignore")
+
+    stack = Repeat(make, 2, rngs=nnx.Rngs(0))
+    stack.block.g.kernel.kernel[...] = jax.random.normal(jax.random.key(3), (2, 3, 3))
+    norms = np.linalg.norm(stack.block.g.kernel.kernel[...], 2, axis=(1, 2))
+    for _ in range(50):
+        refresh(nnx.List([stack]))
+    images = jnp.einsum("nij,nbi->nbj", stack.block.g.kernel.kernel[...], stack.block.g.kernel.vector[...])
+    np.testing.assert_allclose(np.linalg.norm(images, axis=(1, 2)), norms, rtol=1e-3)
+
+
+def test_blocks_that_differ_in_what_is_fixed_are_refused():
+    orders = iter(([0, 1, 2], [2, 1, 0]))
+    with pytest.raises(ValueError, match="such as the order of a Permutation; use InvertibleLinear instead"):
+        Repeat(lambda rngs: Permutation(next(orders)), 2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="count must be >= 1"):
+        Repeat(lambda rngs: InvertibleLinear((3,), rngs=rngs), 0, rngs=nnx.Rngs(0))
