@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
 from deqflow.flows.bijector import Bijector, Transformed, check_event, split_key
@@ -208,7 +209,7 @@ class ImplicitFlow(Equation):
 
 def _check(g: Callable[..., Array], name: str, expansion: Expansion) -> None:
     """Warn of, or refuse, a map that is not certified to contract; inside `jit` there is nothing to certify it by."""
-    if expansion == "ignore" or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(g)):
+    if expansion == "ignore" or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(g)):
         return
     bound = lipschitz_bound(g)
     if bound < 1:

@@ -61,6 +61,7 @@ class Repeat(Bijector, DataDependent):
         for index in range(self.count):
             block = nnx.merge(graph, _slice(stacked, index))
             block_key = split_key(key, index)
+            assert isinstance(block, Bijector)
             if isinstance(block, DataDependent):
                 block.initialize(x, condition=condition, key=block_key)
             x = block.forward_and_log_det(x, condition=condition, key=block_key).value

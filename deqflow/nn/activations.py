@@ -34,7 +34,7 @@ class Activation(nnx.Module):
     lipschitz = 1.0
 
     def __init__(self, name: Name = "sincos") -> None:
-        self.name = name
+        self.name: Name = name
         # softplus(0.5) = 0.97, about that of swish
         self.beta = nnx.Param(jnp.asarray(0.5)) if name in ("lipswish", "clipswish") else None
 

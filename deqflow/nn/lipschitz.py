@@ -3,8 +3,9 @@
 import math
 from typing import Any, Protocol, runtime_checkable
 
-import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from deqflow.nn.activations import Activation
 from deqflow.nn.linear import Linear
@@ -34,7 +35,7 @@ def lipschitz_bound(module: Any) -> float:
     Example:
       >>> from flax import nnx
       >>> layer = Linear(2, 2, bias=False, rngs=nnx.Rngs(0))
-      >>> layer.kernel[...] = jax.numpy.diag(jax.numpy.array([3.0, 1.0]))
+      >>> layer.kernel[...] = jnp.diag(jnp.array([3.0, 1.0]))
       >>> f"{lipschitz_bound([layer, Activation('elu')]):.4f}", lipschitz_bound(lambda x: x)
       ('3.0000', inf)
 
@@ -53,9 +54,9 @@ def lipschitz_bound(module: Any) -> float:
 
 def spectral_norm(matrix: Any) -> float:
     """The largest singular value of a matrix in float64, and what rounding the entries to the type they come in may add to it."""
-    if isinstance(matrix, jax.core.Tracer):
+    if isinstance(matrix, Tracer):
         raise TypeError("a Lipschitz bound is computed on the host, from numbers: call it outside of jit")
     values = np.asarray(matrix)
-    margin = 4 * float(jax.numpy.finfo(values.dtype).eps)
+    margin = 4 * float(jnp.finfo(values.dtype).eps)
     norm = np.linalg.norm(values.astype(np.float64), 2) if np.isfinite(values).all() else math.inf
     return float(norm * (1 + margin))

@@ -75,7 +75,7 @@ class LipschitzMLP(nnx.Module):
         given = 0 if condition is None else condition.shape[1]
         if given != self.condition_size:
             raise ValueError(f"expected a condition with {self.condition_size} features, got {given or 'none'}")
-        shift = 0.0 if self.condition is None else self.condition(condition)
+        shift = 0.0 if self.condition is None or condition is None else self.condition(condition)
         first, *rest = [layer.prepare() for layer in self.layers]
 
         def g(x: Array) -> Array:
