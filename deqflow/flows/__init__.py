@@ -6,6 +6,7 @@ Everything works on batches: a bijector maps `(batch, *event_shape)` from data t
 from deqflow.flows import masks
 from deqflow.flows.actnorm import ActNorm
 from deqflow.flows.arnoldi_quadrature import ArnoldiQuadrature
+from deqflow.flows.autoregressive import MADE, MaskedAutoregressive
 from deqflow.flows.base import Distribution, Mixture, StandardNormal, StudentT, Uniform
 from deqflow.flows.bijector import Bijector, DataDependent, Transformed
 from deqflow.flows.chain import Chain
@@ -24,6 +25,7 @@ from deqflow.flows.repeat import Repeat
 from deqflow.flows.spline import Spline
 
 __all__ = [
+    "MADE",
     "ActNorm",
     "AdditiveCoupling",
     "Affine",
@@ -45,6 +47,7 @@ __all__ = [
     "LeakyReLU",
     "LogDet",
     "Logit",
+    "MaskedAutoregressive",
     "Mixture",
     "Permutation",
     "PowerSeries",

@@ -21,6 +21,7 @@ from deqflow.flows import (
     InvertibleLinear,
     LeakyReLU,
     Logit,
+    MaskedAutoregressive,
     Permutation,
     Repeat,
     Residual,
@@ -118,6 +119,11 @@ def implicit_flow(rngs, condition_size=0):
     return ImplicitFlow(*sides, (3,), gradient=Implicit(linear=GMRES(rtol=1e-10)))
 
 
+def autoregressive(rngs, condition_size=0):
+    gradient = Implicit(linear=GMRES(rtol=1e-10))
+    return MaskedAutoregressive(4, width=9, depth=2, condition_size=condition_size, gradient=gradient, rngs=rngs)
+
+
 def repeat(rngs, condition_size=0):
     return Repeat(lambda rngs: Chain([coupling(masks.half(4), rngs, condition_size), InvertibleLinear((4,), rngs=rngs)]), 2, rngs=rngs)
 
@@ -147,6 +153,8 @@ CASES = [
     Case("implicit_flow", implicit_flow),
     Case("implicit_flow_conditional", lambda rngs: implicit_flow(rngs, condition_size=2), condition_size=2),
     Case("inverse", lambda rngs: Inverse(residual(rngs))),
+    Case("autoregressive", autoregressive),
+    Case("autoregressive_conditional", lambda rngs: autoregressive(rngs, condition_size=2), condition_size=2),
     Case("repeat", repeat),
     Case("repeat_conditional", lambda rngs: repeat(rngs, condition_size=2), condition_size=2),
     Case("chain", chain),
