@@ -3,7 +3,7 @@
 python benchmarks/flows.py [--runs FOLDER] [NAME ...]
 
 Every config is trained in FOLDER/NAME, or read from there where `deqflow train configs/NAME.yaml --run FOLDER/NAME` has done so with the
-very same config. Then the model that the run selects maps the test split to its latent and back.
+very same config. Then the model that the run selects maps points that are uniform on the square from -4 to 4 to the latent and back.
 """
 
 import argparse

@@ -26,8 +26,9 @@ class _State(NamedTuple):
     z: Vectors
     f: Vectors
     r: Vectors  # f - z
+    image: Vectors  # z + damping r
     residuals: Float[Array, "batch m n"]  # differences of successive residuals, a ring buffer
-    images: Float[Array, "batch m n"]  # differences of successive damped images z + damping (f(z) - z)
+    images: Float[Array, "batch m n"]  # differences of successive images
     gram: Float[Array, "batch m m"]  # of `residuals`
     lowest: Float[Array, " batch"]  # the smallest residual since the history was last cleared
     since: Int[Array, " batch"]  # steps since then
@@ -79,6 +80,7 @@ class Anderson(Solver):
             z=z0,
             f=z0,  # makes the first proposal z0 itself
             r=jnp.zeros_like(z0),
+            image=z0,
             residuals=buffer,
             images=buffer,
             gram=gram,
@@ -90,13 +92,14 @@ class Anderson(Solver):
         # Carrying these products along by the row formed below would spare a pass over the history, but what rounding leaves of earlier,
         # larger residuals would be divided by the smallest eigenvalue.
         weights = self._weights(state.gram, dot(state.residuals, matrix(state.r)))
-        z = (state.z + self.damping * state.r - self._correction(weights, state)).astype(state.z.dtype)
+        z = (state.image - self._correction(weights, state)).astype(state.z.dtype)
         fz = f(z)
         r = fz - z
+        image = z + self.damping * r
 
         # The difference to the pretended first residual is no difference of residuals: leave the buffer empty then.
         change = jnp.where(state.taken > 0, matrix(r) - matrix(state.r), 0)
-        moved = jnp.where(state.taken > 0, matrix(z) - matrix(state.z), 0)
+        moved = jnp.where(state.taken > 0, matrix(image) - matrix(state.image), 0)
         size = norm(r)
         lower = size < state.lowest
         since = jnp.where(lower, 0, state.since + 1)
@@ -105,7 +108,7 @@ class Anderson(Solver):
 
         slot = (state.taken - 1) % self.history
         residuals = lax.dynamic_update_index_in_dim(state.residuals, change, slot, 1)
-        images = lax.dynamic_update_index_in_dim(state.images, moved + self.damping * change, slot, 1)
+        images = lax.dynamic_update_index_in_dim(state.images, moved, slot, 1)
         # A cleared column is still in the buffers: its row of the Gram matrix stays zero until it is overwritten.
         kept = (jnp.diagonal(state.gram, axis1=1, axis2=2) > 0) | (jnp.arange(self.history) == slot)
         row = jnp.where(kept, dot(residuals, change), 0)
@@ -113,7 +116,7 @@ class Anderson(Solver):
         gram = lax.dynamic_update_index_in_dim(gram, row, slot, 2)
         gram = jnp.where(clear[:, None, None], 0, gram)
         lowest = jnp.where(clear, jnp.inf, jnp.where(lower, size, state.lowest))
-        return _State(state.taken + 1, z, fz, r, residuals, images, gram, lowest, jnp.where(clear, 0, since))
+        return _State(state.taken + 1, z, fz, r, image, residuals, images, gram, lowest, jnp.where(clear, 0, since))
 
     def _correction(self, weights: Float[Array, "batch m"], state: _State) -> Vectors:
         """`(ΔZ + damping ΔR) γ`, term by term: fused with what it is taken from, it makes one pass instead of three."""
