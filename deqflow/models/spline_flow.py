@@ -36,8 +36,8 @@ class SplineFlow(FlowModel):
       >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
       >>> model = SplineFlow(couplings=2, width=8, depth=1, input_shape=(2,), rngs=nnx.Rngs(0))
-      >>> print(model.log_prob(jnp.zeros((1, 2))))       # starts as a standard normal distribution
-      [-1.837877]
+      >>> print(model.log_prob(jnp.zeros((1, 2))).round(3))       # starts as a standard normal distribution
+      [-1.838]
 
     Durkan, Bekasov, Murray, Papamakarios: Neural spline flows. NeurIPS 2019.
     """

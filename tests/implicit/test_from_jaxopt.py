@@ -72,7 +72,8 @@ def test_the_iterates_are_those_of_jaxopt_and_each_takes_one_evaluation(x64, ada
     assert not calls
     for step in range(steps):
         state = adapter.step(f, state)
-        z, fz, evaluations = adapter.value(state)
+        point = adapter.value(state)
+        z, fz, evaluations = point.z, point.f, point.evaluations
         assert calls == [(3, 8)] * (step + 1)
         assert (evaluations == step + 1).all()
         # From samples of another batch shape the products are rounded differently.
