@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 # No bin is narrower than this part of an equal share, and no slope smaller than this: what keeps the spline invertible in float32.
@@ -44,9 +45,9 @@ class Spline(NamedTuple):
         """
         inside, x_in = _inside(x, bound)
         piece = self._piece(x_in, self.widths, bound)
-        theta = (x_in - piece.x) / piece.width
+        theta = _clipped((x_in - piece.x) / piece.width, 0, 1)
         y = piece.y + piece.height * (piece.secant * theta**2 + piece.left * theta * (1 - theta)) / piece.denominator(theta)
-        return jnp.where(inside, y, x), jnp.where(inside, piece.log_slope(theta), 0)
+        return jnp.where(inside, _clipped(y, -bound, bound), x), jnp.where(inside, piece.log_slope(theta), 0)
 
     def inverse(self, y: Float[Array, "*batch"], bound: float) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
         """What has the image y, and the logarithm of the slope of the inverse there: the root of a quadratic in θ, in its stable form."""
@@ -59,8 +60,11 @@ class Spline(NamedTuple):
         c = -piece.secant * rise
         discriminant = b * b - 4 * a * c
         root = jnp.where(discriminant > 0, jnp.sqrt(jnp.where(discriminant > 0, discriminant, 1)), 0)
-        theta = -2 * c / (b + root)
-        return jnp.where(inside, piece.x + theta * piece.width, y), jnp.where(inside, -piece.log_slope(theta), 0)
+        # Of the two ways to write the root, the one in which nothing cancels. Where b is negative, a is positive.
+        theta = jnp.where(b >= 0, -2 * c / jnp.where(b >= 0, b + root, 1), (root - b) / jnp.where(b >= 0, 1, 2 * a))
+        theta = _clipped(theta, 0, 1)
+        x = _clipped(piece.x + theta * piece.width, -bound, bound)
+        return jnp.where(inside, x, y), jnp.where(inside, -piece.log_slope(theta), 0)
 
     def _piece(self, value: Array, sizes: Array, bound: float) -> "_Piece":
         """The interval in which `value` lies, of those with these sizes.
@@ -103,3 +107,8 @@ def _inside(value: Array, bound: float) -> tuple[Array, Array]:
     """Where a value lies within the bounds, and the value there and zero elsewhere, so that neither branch of a choice is undefined."""
     inside = jnp.abs(value) <= bound
     return inside, jnp.where(inside, value, 0)
+
+
+def _clipped(value: jax.Array, low: float, high: float) -> jax.Array:
+    """What rounding has put outside of an interval, put back, with the derivative of what was not rounded."""
+    return value + lax.stop_gradient(jnp.clip(value, low, high) - value)
