@@ -10,7 +10,7 @@ from deqflow.flows.autoregressive import MADE, MaskedAutoregressive
 from deqflow.flows.base import Distribution, Mixture, StandardNormal, StudentT, Uniform
 from deqflow.flows.bijector import Bijector, DataDependent, Transformed
 from deqflow.flows.chain import Chain
-from deqflow.flows.conditioner import ResidualMLP
+from deqflow.flows.conditioner import ResidualCNN, ResidualMLP, ResidualNetwork
 from deqflow.flows.coupling import AdditiveCoupling, AffineCoupling, Coupling, SplineCoupling
 from deqflow.flows.dequantize import Dequantize
 from deqflow.flows.elementwise import Affine, LeakyReLU, Logit, Tanh
@@ -53,7 +53,9 @@ __all__ = [
     "PowerSeries",
     "Repeat",
     "Residual",
+    "ResidualCNN",
     "ResidualMLP",
+    "ResidualNetwork",
     "RussianRoulette",
     "Spline",
     "SplineCoupling",

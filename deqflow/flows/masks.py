@@ -1,4 +1,7 @@
-"""Which dimensions a coupling keeps: boolean vectors over the flattened event, true where a dimension is kept."""
+"""Which dimensions a coupling keeps: boolean vectors over the flattened event, true where a dimension is kept.
+
+A coupling of images takes them in the shape of an image: `masks.checkerboard(shape).reshape(shape)`.
+"""
 
 import math
 
@@ -41,3 +44,19 @@ def checkerboard(shape: tuple[int, ...]) -> np.ndarray:
     rows, columns = shape[:2]
     fields = np.add.outer(np.arange(rows), np.arange(columns)) % 2 == 0
     return np.repeat(fields.ravel(), math.prod(shape[2:]))
+
+
+def channels(shape: tuple[int, ...]) -> np.ndarray:
+    """Keep the first half of the channels everywhere (the smaller half if their number is odd).
+
+    Args:
+      shape: `(..., channels)`, such as that of an image.
+
+    Returns:
+      The mask of the flattened event.
+
+    Example:
+      >>> channels((1, 2, 3))
+      array([ True, False, False,  True, False, False])
+    """
+    return np.tile(half(shape[-1]), math.prod(shape[:-1]))

@@ -25,6 +25,7 @@ from deqflow.flows import (
     Permutation,
     Repeat,
     Residual,
+    ResidualCNN,
     ResidualMLP,
     SplineCoupling,
     Tanh,
@@ -72,6 +73,18 @@ def spline(mask, rngs, condition_size=0, bins=5, bound=2.0):
     numbers = (3 * bins - 1) * (mask.size - kept)
     conditioner = ResidualMLP(kept, numbers, width=8, depth=1, condition_size=condition_size, rngs=rngs)
     return SplineCoupling(mask, conditioner, bins=bins, bound=bound)
+
+
+def image(coupling, mask, rngs, condition_size=0, numbers=2, **options):
+    """A coupling of 2 x 3 images of three channels, with a convolutional conditioner."""
+    mask = mask.reshape(2, 3, 3)
+    kept = 1 if (mask == mask[0, 0]).all() else 3
+    moved = 2 if kept == 1 else 3
+    conditioner = ResidualCNN(kept, numbers * moved, width=3, depth=1, condition_size=condition_size, rngs=rngs)
+    return coupling(mask, conditioner, **options)
+
+
+CHANNELS, BOARD = masks.channels((2, 3, 3)), masks.checkerboard((2, 3, 3))
 
 
 def additive(rngs, condition_size=0):
@@ -148,6 +161,11 @@ CASES = [
     Case("additive_conditional", lambda rngs: additive(rngs, condition_size=2), condition_size=2),
     Case("spline", lambda rngs: spline(masks.half(4), rngs)),
     Case("spline_conditional", lambda rngs: spline(masks.alternating(5), rngs, condition_size=3), condition_size=3),
+    Case("coupling_image_channels", lambda rngs: image(AffineCoupling, CHANNELS, rngs, condition_size=1), condition_size=1),
+    Case("coupling_image_board", lambda rngs: image(AffineCoupling, ~BOARD, rngs)),
+    Case("additive_image_board", lambda rngs: image(AdditiveCoupling, BOARD, rngs, numbers=1)),
+    Case("spline_image_channels", lambda rngs: image(SplineCoupling, CHANNELS, rngs, numbers=8, bins=3)),
+    Case("spline_image_board", lambda rngs: image(SplineCoupling, BOARD, rngs, numbers=8, bins=3)),
     Case("residual", residual),
     Case("residual_conditional", lambda rngs: residual(rngs, condition_size=2), condition_size=2),
     Case("implicit_flow", implicit_flow),

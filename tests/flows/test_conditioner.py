@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deqflow.flows import ResidualMLP
+from deqflow.flows import ResidualCNN, ResidualMLP
 
 
 def network(dropout=0.0, condition_size=0):
@@ -57,3 +57,13 @@ def test_condition_matters_and_must_have_its_size():
         net(X, condition=jnp.ones((4, 3)))
     with pytest.raises(ValueError, match="condition with 0 features, got 2"):
         network()(X, condition=jnp.ones((4, 2)))
+
+
+def test_convolutions_see_five_by_five_pixels_and_the_condition_everywhere():
+    net = ResidualCNN(1, 1, width=8, depth=2, condition_size=1, rngs=nnx.Rngs(0))
+    net.last.kernel[...] = jax.random.normal(jax.random.key(1), net.last.kernel.shape)
+    x = jnp.zeros((1, 7, 7, 1))
+    of_pixels, of_condition = jax.jacobian(lambda x, c: net(x, condition=c)[0, 3, 3, 0], argnums=(0, 1))(x, jnp.ones((1, 1)))
+    seen = np.asarray(of_pixels[0, :, :, 0] != 0)
+    np.testing.assert_array_equal(seen, np.pad(np.ones((5, 5), bool), 1))
+    assert (of_condition != 0).all()

@@ -71,3 +71,37 @@ def test_conditioner_of_the_wrong_size_is_refused():
     coupling = AffineCoupling(masks.half(4), Constant(0.0, 3))
     with pytest.raises(ValueError, match=r"must return shape \(2, 4\), got \(2, 3\)"):
         coupling.forward_and_log_det(jnp.zeros((2, 4)))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [masks.channels((4, 4, 3)), ~masks.channels((4, 4, 3)), masks.checkerboard((4, 4, 3))],
+    ids=["channels", "other_channels", "board"],
+)
+def test_images_follow_the_formula_of_the_flattened_event(mask):
+    """The pixels kept stay, those transformed follow, and the conditioner sees the kept ones alone."""
+    shape = (4, 4, 3)
+    seen = []
+
+    def conditioner(kept, *, condition=None, key=None):
+        seen.append(kept)
+        moved = 3 if kept.shape[-1] == 3 else 3 - kept.shape[-1]
+        return jnp.concatenate([jnp.full((*kept.shape[:-1], moved), r) for r in (0.7, 0.2)], axis=-1)
+
+    coupling = AffineCoupling(mask.reshape(shape), conditioner, bound=2.0)
+    x = 1 + jax.random.uniform(jax.random.key(0), (2, *shape))
+    z, log_det, _ = coupling.forward_and_log_det(x)
+    flat_x, flat_z = np.asarray(x).reshape(2, -1), np.asarray(z).reshape(2, -1)
+    log_scale = 2.0 * np.tanh(0.7 / 2.0)
+    np.testing.assert_array_equal(flat_z[:, mask], flat_x[:, mask])
+    np.testing.assert_allclose(flat_z[:, ~mask], flat_x[:, ~mask] * np.exp(log_scale) + 0.2, rtol=1e-5)
+    np.testing.assert_allclose(log_det, np.full(2, (~mask).sum() * log_scale), rtol=1e-5)
+    flat_seen = np.asarray(seen[0]).reshape(2, -1)
+    np.testing.assert_array_equal(flat_seen[flat_seen != 0].reshape(2, -1), flat_x[:, mask])
+
+
+def test_conditioner_of_an_image_must_answer_with_an_image():
+    shape = (2, 2, 3)
+    coupling = AffineCoupling(masks.channels(shape).reshape(shape), Constant(0.0, 4))
+    with pytest.raises(ValueError, match=r"must return shape \(5, 2, 2, 4\), got \(5, 4\)"):
+        coupling.forward_and_log_det(jnp.zeros((5, *shape)))
