@@ -7,7 +7,7 @@ from deqflow.flows import masks
 from deqflow.flows.actnorm import ActNorm
 from deqflow.flows.arnoldi_quadrature import ArnoldiQuadrature
 from deqflow.flows.autoregressive import MADE, MaskedAutoregressive
-from deqflow.flows.base import Distribution, Mixture, StandardNormal, StudentT, Uniform
+from deqflow.flows.base import Distribution, Mixture, Product, StandardNormal, StudentT, Uniform
 from deqflow.flows.bijector import Bijector, DataDependent, Transformed
 from deqflow.flows.chain import Chain
 from deqflow.flows.conditioner import ResidualCNN, ResidualMLP, ResidualNetwork
@@ -19,10 +19,12 @@ from deqflow.flows.flow import Flow
 from deqflow.flows.inverse import Inverse
 from deqflow.flows.linear import InvertibleLinear
 from deqflow.flows.log_determinant import Estimate, Exact, LogDet, TraceEstimator, log_det
+from deqflow.flows.multiscale import Multiscale
 from deqflow.flows.permutation import Permutation
 from deqflow.flows.power_series import PowerSeries, RussianRoulette
 from deqflow.flows.repeat import Repeat
 from deqflow.flows.spline import Spline
+from deqflow.flows.squeeze import Squeeze
 
 __all__ = [
     "MADE",
@@ -49,8 +51,10 @@ __all__ = [
     "Logit",
     "MaskedAutoregressive",
     "Mixture",
+    "Multiscale",
     "Permutation",
     "PowerSeries",
+    "Product",
     "Repeat",
     "Residual",
     "ResidualCNN",
@@ -59,6 +63,7 @@ __all__ = [
     "RussianRoulette",
     "Spline",
     "SplineCoupling",
+    "Squeeze",
     "StandardNormal",
     "StudentT",
     "Tanh",

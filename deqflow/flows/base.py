@@ -2,28 +2,32 @@
 
 import abc
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from deqflow.flows.shapes import Shape, check_batch
+
 
 class Distribution(nnx.Module):
     """A density that can be evaluated and sampled in closed form.
 
     Attributes:
-      event_shape: static shape of one sample.
+      event_shape: static shape of one sample; a tuple of shapes where a sample is a tuple of arrays.
     """
 
-    event_shape: tuple[int, ...]
+    event_shape: Shape
 
     @abc.abstractmethod
-    def log_prob(self, z: Float[Array, "batch *event"]) -> Float[Array, " batch"]:
-        """The log-density of each sample, in nats."""
+    def log_prob(self, z: Any) -> Float[Array, " batch"]:
+        """The log-density of each sample of `(batch, *event_shape)`, in nats."""
 
     @abc.abstractmethod
-    def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0) -> Float[Array, "n *event"]:
+    def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0) -> Any:
         """Draw `n` samples; a temperature below 1 keeps them nearer to the centre."""
 
 
@@ -166,3 +170,39 @@ class Mixture(Distribution):
         chosen = jax.random.categorical(which, self.logits[...], shape=(n,))
         scale = temperature * jnp.exp(self.log_scales[...])[chosen]
         return self.means[...][chosen] + scale * jax.random.normal(noise, scale.shape, scale.dtype)
+
+
+class Product(Distribution):
+    """Independent distributions of the parts of a tuple, such as the latents of a multiscale flow: `log p(z) = Σ_k log p_k(z_k)`.
+
+    Args:
+      parts: the distribution of each part.
+
+    Raises:
+      ValueError: if there is no part.
+
+    Example:
+      >>> import jax
+      >>> base = Product([StandardNormal((2, 2, 2)), StudentT((8,))])
+      >>> fine, coarse = base.sample(jax.random.key(0), 5)
+      >>> fine.shape, coarse.shape, base.log_prob((fine, coarse)).shape
+      ((5, 2, 2, 2), (5, 8), (5,))
+    """
+
+    def __init__(self, parts: Sequence[Distribution]) -> None:
+        if not parts:
+            raise ValueError("a product needs at least one distribution")
+        self.event_shape = tuple(part.event_shape for part in parts)
+        self.parts = nnx.List(parts)
+
+    def log_prob(self, z: Any) -> Float[Array, " batch"]:
+        check_batch("Product", z, self.event_shape)
+        total: Any = 0.0  # takes the precision of what is added
+        for part, value in zip(self.parts, z, strict=True):
+            total = total + part.log_prob(value)
+        return total
+
+    def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0) -> Any:
+        """Draw `n` samples of each part, all at one temperature."""
+        keys = jax.random.split(key, len(self.parts))
+        return tuple(part.sample(k, n, temperature=temperature) for part, k in zip(self.parts, keys, strict=True))

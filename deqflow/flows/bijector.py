@@ -7,12 +7,14 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from deqflow.flows.shapes import Shape, check_batch
+
 
 class Transformed(NamedTuple):
     """The result of a bijector in either direction.
 
     Attributes:
-      value: the transformed batch, `(batch, *event_shape)`.
+      value: the transformed batch, `(batch, *latent_shape)` of `forward`, `(batch, *event_shape)` of `inverse`.
       log_det: `log |det ∂value/∂input|` per sample, in nats.
       diagnostics: what the transformation reports about itself, such as solver statistics or standard errors, by name; empty for
         a transformation in closed form.
@@ -29,11 +31,19 @@ class Bijector(nnx.Module):
     `forward` goes from data to latent, the direction in which a density is evaluated; `inverse` goes back, the direction in which
     samples are made. Both work on a batch and return one log-determinant per sample.
 
+    A value may be a tuple of arrays, such as the latents of a multiscale flow; its shape is then a tuple of shapes.
+
     Attributes:
       event_shape: static shape of one sample, without the batch.
     """
 
-    event_shape: tuple[int, ...]
+    event_shape: Shape
+    _latent_shape: Shape | None = None  # set where it is not the event's
+
+    @property
+    def latent_shape(self) -> Shape:
+        """Static shape of one latent: that of a sample, unless the bijector rearranges it."""
+        return self.event_shape if self._latent_shape is None else self._latent_shape
 
     @abc.abstractmethod
     def forward_and_log_det(self, x: Any, *, condition: Array | None = None, key: Key[Array, ""] | None = None) -> Transformed:
@@ -50,7 +60,7 @@ class Bijector(nnx.Module):
 
     @abc.abstractmethod
     def inverse_and_log_det(self, z: Any, *, condition: Array | None = None, key: Key[Array, ""] | None = None) -> Transformed:
-        """Map latent to data; the arguments are those of `forward_and_log_det`."""
+        """Map latent `(batch, *latent_shape)` to data; the arguments are those of `forward_and_log_det`."""
 
 
 class DataDependent(abc.ABC):
@@ -61,11 +71,14 @@ class DataDependent(abc.ABC):
         """Set the parameters in place from one batch of data, `(batch, *event_shape)`."""
 
 
-def check_event(bijector: Bijector, x: jax.Array) -> None:
-    """Raise `ValueError` unless `x` is `(batch, *event_shape)`."""
-    if x.ndim != len(bijector.event_shape) + 1 or x.shape[1:] != bijector.event_shape:
-        expected = ", ".join(["batch", *map(str, bijector.event_shape)])
-        raise ValueError(f"{type(bijector).__name__} expected an input of shape ({expected}), got {x.shape}")
+def check_event(bijector: Bijector, x: Any) -> None:
+    """Raise `ValueError` unless `x` is data, `(batch, *event_shape)`."""
+    check_batch(type(bijector).__name__, x, bijector.event_shape)
+
+
+def check_latent(bijector: Bijector, z: Any) -> None:
+    """Raise `ValueError` unless `z` is latent, `(batch, *latent_shape)`."""
+    check_batch(type(bijector).__name__, z, bijector.latent_shape)
 
 
 def split_key(key: Key[Array, ""] | None, index: int) -> Key[Array, ""] | None:

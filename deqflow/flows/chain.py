@@ -1,5 +1,6 @@
 """The composition of bijectors."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +16,10 @@ class Chain(Bijector, DataDependent):
     The log-determinant is the sum of the layers' log-determinants; the diagnostics of layer `i` are found under `str(i)`.
 
     Args:
-      layers: one bijector or more, all of the same event shape.
+      layers: one bijector or more, each taking what the one before it makes.
 
     Raises:
-      ValueError: if there is no layer, or the event shapes differ.
+      ValueError: if there is no layer, or a layer takes events of another shape than the one before it makes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -32,9 +33,12 @@ class Chain(Bijector, DataDependent):
         if not layers:
             raise ValueError("a chain needs at least one layer")
         self.event_shape = layers[0].event_shape
-        for index, layer in enumerate(layers):
-            if layer.event_shape != self.event_shape:
-                raise ValueError(f"layer {index} of the chain takes events of shape {layer.event_shape}, layer 0 {self.event_shape}")
+        for index, (before, layer) in enumerate(itertools.pairwise(layers)):
+            if layer.event_shape != before.latent_shape:
+                raise ValueError(
+                    f"layer {index + 1} of the chain takes events of shape {layer.event_shape}, layer {index} makes {before.latent_shape}"
+                )
+        self._latent_shape = layers[-1].latent_shape
         self.layers = nnx.List(layers)
 
     def initialize(self, x: Any, *, condition: Array | None = None, key: Key[Array, ""] | None = None) -> None:

@@ -57,7 +57,7 @@ class Coupling(Bijector):
 
     def _apply(self, h: Callable[..., tuple[Array, Array]], x: Array, condition: Array | None, key: Key[Array, ""] | None) -> Transformed:
         mask = np.array(self.mask).reshape(self.event_shape)
-        rows = mask.reshape(-1, mask.shape[-1])
+        rows = mask.reshape(-1, self.event_shape[-1])
         if (rows == rows[0]).all():
             kept, moved = _part(x, rows[0])
             value, log_slopes = h(moved, self._parameters(kept, moved, condition, key))

@@ -23,7 +23,7 @@ class Flow(nnx.Module):
       bijector: f, from data to latent.
 
     Raises:
-      ValueError: if the two differ in their event shape.
+      ValueError: if the base's events have not the shape of the bijector's latent.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -38,8 +38,8 @@ class Flow(nnx.Module):
     """
 
     def __init__(self, base: Distribution, bijector: Bijector) -> None:
-        if base.event_shape != bijector.event_shape:
-            raise ValueError(f"the base has events of shape {base.event_shape}, the bijector of shape {bijector.event_shape}")
+        if base.event_shape != bijector.latent_shape:
+            raise ValueError(f"the base has events of shape {base.event_shape}, the bijector's latents have shape {bijector.latent_shape}")
         self.base = base
         self.bijector = bijector
 

@@ -24,7 +24,8 @@ class Inverse(Bijector):
     """
 
     def __init__(self, bijector: Bijector) -> None:
-        self.event_shape = bijector.event_shape
+        self.event_shape = bijector.latent_shape
+        self._latent_shape = bijector.event_shape
         self.bijector = bijector
 
     def forward_and_log_det(self, x: Any, *, condition: Array | None = None, key: Key[Array, ""] | None = None) -> Transformed:

@@ -27,7 +27,7 @@ class Repeat(Bijector, DataDependent):
       rngs: handed to `make`.
 
     Raises:
-      ValueError: if `count` is below 1, or the blocks differ in more than their numbers.
+      ValueError: if `count` is below 1, or the blocks differ in more than their numbers or change the shape of what they take.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,6 +50,11 @@ class Repeat(Bijector, DataDependent):
                 "such as the order of a Permutation; use InvertibleLinear instead, or a Chain of all blocks"
             )
         self.event_shape = blocks[0].event_shape
+        if blocks[0].latent_shape != self.event_shape:
+            raise ValueError(
+                f"a block that is repeated must keep the shape of what it takes, but makes {blocks[0].latent_shape} of "
+                f"{self.event_shape}; put what changes the shape before or after the Repeat, in a Chain"
+            )
         self.count = count
         self.remat = remat
         self.block = nnx.merge(graphs[0], _stacked(states))

@@ -22,15 +22,18 @@ from deqflow.flows import (
     LeakyReLU,
     Logit,
     MaskedAutoregressive,
+    Multiscale,
     Permutation,
     Repeat,
     Residual,
     ResidualCNN,
     ResidualMLP,
     SplineCoupling,
+    Squeeze,
     Tanh,
     masks,
 )
+from deqflow.flows.shapes import of_an_array
 from deqflow.implicit import GMRES, Implicit
 
 
@@ -56,10 +59,16 @@ class Case:
     def data(self, bijector, batch=5, dtype=jnp.float32, seed=0):
         """A batch of data of unit scale, and its condition or `None`."""
         rng = np.random.default_rng(seed)
-        shape = (batch, *bijector.event_shape)
-        x = rng.uniform(0.02, 0.98, shape) if self.domain == "unit" else rng.normal(size=shape)
+
+        def draw(shape):
+            if not of_an_array(shape):
+                return tuple(draw(part) for part in shape)
+            size = (batch, *shape)
+            return jnp.asarray(rng.uniform(0.02, 0.98, size) if self.domain == "unit" else rng.normal(size=size), dtype)
+
+        x = draw(bijector.event_shape)
         condition = jnp.asarray(rng.normal(size=(batch, self.condition_size)), dtype) if self.condition_size else None
-        return jnp.asarray(x, dtype), condition
+        return x, condition
 
 
 def coupling(mask, rngs, condition_size=0, dropout=0.0):
@@ -141,6 +150,20 @@ def repeat(rngs, condition_size=0):
     return Repeat(lambda rngs: Chain([coupling(masks.half(4), rngs, condition_size), InvertibleLinear((4,), rngs=rngs)]), 2, rngs=rngs)
 
 
+def multiscale(rngs, condition_size=0):
+    """Two levels of 4 x 2 images of one channel."""
+
+    def level(event_shape):
+        squeeze = Squeeze(event_shape)
+        shape = squeeze.latent_shape
+        kept = shape[-1] // 2
+        conditioner = ResidualCNN(kept, 2 * kept, width=3, depth=1, condition_size=condition_size, rngs=rngs)
+        return Chain([squeeze, InvertibleLinear(shape, rngs=rngs), AffineCoupling(masks.channels(shape).reshape(shape), conditioner)])
+
+    last = (2, 1, 2)
+    return Multiscale([level((4, 2, 1)), Chain([ActNorm(last), InvertibleLinear(last, rngs=rngs)])])
+
+
 CASES = [
     Case("affine", lambda rngs: Affine((3,), scale=-0.5, shift=2.0)),
     Case("affine_image", lambda rngs: Affine((2, 2, 1), scale=3.0)),
@@ -173,6 +196,11 @@ CASES = [
     Case("inverse", lambda rngs: Inverse(residual(rngs))),
     Case("autoregressive", autoregressive),
     Case("autoregressive_conditional", lambda rngs: autoregressive(rngs, condition_size=2), condition_size=2),
+    Case("squeeze", lambda rngs: Squeeze((4, 6, 2))),
+    Case("squeeze_3", lambda rngs: Squeeze((3, 6, 1), factor=3)),
+    Case("multiscale", multiscale),
+    Case("multiscale_conditional", lambda rngs: multiscale(rngs, condition_size=2), condition_size=2),
+    Case("multiscale_inverse", lambda rngs: Inverse(Chain([Affine((4, 2, 1), scale=2.0), multiscale(rngs)]))),
     Case("repeat", repeat),
     Case("repeat_conditional", lambda rngs: repeat(rngs, condition_size=2), condition_size=2),
     Case("chain", chain),

@@ -39,7 +39,7 @@ def test_each_layer_gets_a_key_of_its_own_and_its_report_has_its_number():
 def test_errors():
     with pytest.raises(ValueError, match="at least one layer"):
         Chain([])
-    with pytest.raises(ValueError, match=r"layer 1 of the chain takes events of shape \(3,\), layer 0 \(2,\)"):
+    with pytest.raises(ValueError, match=r"layer 1 of the chain takes events of shape \(3,\), layer 0 makes \(2,\)"):
         Chain([Affine((2,), scale=2.0), Affine((3,), scale=2.0)])
     with pytest.raises(ValueError, match=r"each of 0 .. 2 once"):
         Permutation([0, 2, 2])

@@ -79,5 +79,5 @@ def test_far_points_have_no_density_but_no_nan():
 
 
 def test_event_shapes_must_agree():
-    with pytest.raises(ValueError, match=r"base has events of shape \(3,\), the bijector of shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"base has events of shape \(3,\), the bijector's latents have shape \(2,\)"):
         Flow(StandardNormal((3,)), Affine((2,), scale=1.0))
