@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from deqflow.nn.sine import cos, sin
+
 Name = Literal["sincos", "sine", "lipswish", "clipswish", "elu", "maxmin"]
 
 
@@ -46,9 +48,9 @@ class Activation(nnx.Module):
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch outputs"]:
         match self.name:
             case "sincos":
-                return jnp.concatenate([jnp.sin(x), jnp.cos(x)], axis=-1)
+                return jnp.concatenate([sin(x), cos(x)], axis=-1)
             case "sine":
-                return jnp.sin(x)
+                return sin(x)
             case "lipswish":
                 return x * nnx.sigmoid(self._slope(x) * x) / 1.1
             case "clipswish":
