@@ -1,6 +1,7 @@
 """Flax (NNX) building blocks."""
 
 from deqflow.nn.activations import Activation
+from deqflow.nn.almost_orthogonal import AlmostOrthogonal
 from deqflow.nn.attention import CausalAttention
 from deqflow.nn.conv import Conv, conv_same
 from deqflow.nn.dropout import VariationalDropout
@@ -20,6 +21,7 @@ from deqflow.nn.weight_norm import WeightNorm
 
 __all__ = [
     "Activation",
+    "AlmostOrthogonal",
     "CausalAttention",
     "Conv",
     "GroupNorm",

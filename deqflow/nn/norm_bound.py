@@ -37,7 +37,7 @@ def norm_bound(matrix: Inexact[Array, "*batch rows columns"], *, squarings: int 
     return jnp.exp(_unit(matrix, log, 2**squarings)[1])
 
 
-def conv_norm_bound(kernel: Kernel) -> Float[Array, ""]:
+def conv_norm_bound(kernel: Kernel, *, angles: int = 8, squarings: int = _SQUARINGS) -> Float[Array, ""]:
     """An upper bound of the spectral norm of `x -> conv_same(x, kernel)` on images of every size.
 
         ‖K‖₂ <= max_θ ‖K(θ)‖₂,   K(θ) = Σ_d K_d exp(i d·θ)
@@ -48,6 +48,8 @@ def conv_norm_bound(kernel: Kernel) -> Float[Array, ""]:
 
     Args:
       kernel: weights, with an odd number of rows and columns.
+      angles: number of them in each direction, per degree; more are closer and cost as much more.
+      squarings: of `norm_bound`.
 
     Example:
       >>> average = jnp.ones((3, 3, 1, 1)) / 9  # of norm 1 on large images
@@ -58,11 +60,11 @@ def conv_norm_bound(kernel: Kernel) -> Float[Array, ""]:
     trigonometric polynomials", 2019.
     """
     degrees = [side // 2 for side in kernel.shape[:2]]
-    angles = [8 * max(degree, 1) for degree in degrees]
+    counts = [max(angles * degree, 1) for degree in degrees]
     # Real kernels repeat themselves at -θ, so half of the angles will do.
-    symbol = jnp.fft.rfft2(kernel, s=angles, axes=(0, 1))
-    rise = np.prod([1 / np.cos(np.pi * degree / count) for degree, count in zip(degrees, angles, strict=True)])
-    return float(rise) * jnp.max(norm_bound(symbol))
+    symbol = jnp.fft.rfft2(kernel, s=counts, axes=(0, 1))
+    rise = np.prod([1 / np.cos(np.pi * degree / count) for degree, count in zip(degrees, counts, strict=True)])
+    return float(rise) * jnp.max(norm_bound(symbol, squarings=squarings))
 
 
 def _unit(matrix: Array, log: Array, power: int) -> tuple[Array, Array]:

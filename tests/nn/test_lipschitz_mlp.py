@@ -85,5 +85,5 @@ def lipschitz_bound_of(kernel):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="depth must be >= 1"):
         LipschitzMLP(2, width=8, depth=0, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="NormLimit takes matrices"):
-        NormLimit(jnp.ones((3, 3, 1, 1)))
+    with pytest.raises(ValueError, match="NormLimit takes matrices and kernels of convolutions with odd sides"):
+        NormLimit(jnp.ones((2, 3, 1, 1)))
