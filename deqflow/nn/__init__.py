@@ -7,6 +7,7 @@ from deqflow.nn.conv import Conv, conv_same
 from deqflow.nn.dropout import VariationalDropout
 from deqflow.nn.linear import Linear
 from deqflow.nn.lipschitz import lipschitz_bound
+from deqflow.nn.lipschitz_conv_net import LipschitzConvNet
 from deqflow.nn.lipschitz_mlp import LipschitzMLP
 from deqflow.nn.monotone import MonotoneConv, MonotoneDense, MonotoneOperator
 from deqflow.nn.norm import GroupNorm
@@ -26,6 +27,7 @@ __all__ = [
     "Conv",
     "GroupNorm",
     "Linear",
+    "LipschitzConvNet",
     "LipschitzMLP",
     "MonotoneConv",
     "MonotoneDense",
