@@ -3,11 +3,13 @@
 from deqflow.nn.activations import Activation
 from deqflow.nn.almost_orthogonal import AlmostOrthogonal
 from deqflow.nn.attention import CausalAttention
+from deqflow.nn.concatenation import Concatenation
 from deqflow.nn.conv import Conv, conv_same
 from deqflow.nn.dropout import VariationalDropout
 from deqflow.nn.linear import Linear
 from deqflow.nn.lipschitz import lipschitz_bound
 from deqflow.nn.lipschitz_conv_net import LipschitzConvNet
+from deqflow.nn.lipschitz_dense_net import LipschitzDenseNet
 from deqflow.nn.lipschitz_mlp import LipschitzMLP
 from deqflow.nn.monotone import MonotoneConv, MonotoneDense, MonotoneOperator
 from deqflow.nn.norm import GroupNorm
@@ -24,10 +26,12 @@ __all__ = [
     "Activation",
     "AlmostOrthogonal",
     "CausalAttention",
+    "Concatenation",
     "Conv",
     "GroupNorm",
     "Linear",
     "LipschitzConvNet",
+    "LipschitzDenseNet",
     "LipschitzMLP",
     "MonotoneConv",
     "MonotoneDense",
