@@ -54,3 +54,15 @@ def test_the_condition_is_one_vector_per_image():
     assert not np.allclose(y[0], y[1])
     with pytest.raises(ValueError, match="a condition with 1 features, got none"):
         g(x)
+
+
+@pytest.mark.parametrize("parametrise", ["norm_limit", "almost_orthogonal"])
+def test_lowers_where_there_is_no_such_device_and_without_a_graph(parametrise):
+    g = LipschitzConvNet(2, width=4, parametrise=parametrise, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(g, graph=False)
+    x = jax.ShapeDtypeStruct((2, *SHAPE), jnp.float32)
+    gradient = jax.jit(jax.grad(lambda state, x: nnx.merge(graphdef, state)(x).sum()))
+    exported = jax.export.export(gradient, platforms=["tpu", "cuda"])(
+        jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state), x
+    )
+    assert exported.platforms == ("tpu", "cuda")
