@@ -11,6 +11,7 @@ from deqflow.flows.base import Distribution, Mixture, Product, StandardNormal, S
 from deqflow.flows.bijector import Bijector, DataDependent, Transformed
 from deqflow.flows.chain import Chain
 from deqflow.flows.conditioner import ResidualCNN, ResidualMLP, ResidualNetwork
+from deqflow.flows.continuous import Continuous
 from deqflow.flows.coupling import AdditiveCoupling, AffineCoupling, Coupling, SplineCoupling
 from deqflow.flows.dequantize import Dequantize
 from deqflow.flows.elementwise import Affine, LeakyReLU, Logit, Tanh
@@ -25,6 +26,8 @@ from deqflow.flows.power_series import PowerSeries, RussianRoulette
 from deqflow.flows.repeat import Repeat
 from deqflow.flows.spline import Spline
 from deqflow.flows.squeeze import Squeeze
+from deqflow.flows.to_numpyro import to_numpyro
+from deqflow.flows.variational import reverse_kl
 
 __all__ = [
     "MADE",
@@ -35,6 +38,7 @@ __all__ = [
     "ArnoldiQuadrature",
     "Bijector",
     "Chain",
+    "Continuous",
     "Coupling",
     "DataDependent",
     "Dequantize",
@@ -72,4 +76,6 @@ __all__ = [
     "Uniform",
     "log_det",
     "masks",
+    "reverse_kl",
+    "to_numpyro",
 ]

@@ -18,9 +18,11 @@ class Distribution(nnx.Module):
 
     Attributes:
       event_shape: static shape of one sample; a tuple of shapes where a sample is a tuple of arrays.
+      reparametrized: whether the derivative of a sample with respect to the parameters is that of the distribution.
     """
 
     event_shape: Shape
+    reparametrized: bool = True
 
     @abc.abstractmethod
     def log_prob(self, z: Any) -> Float[Array, " batch"]:
@@ -154,6 +156,7 @@ class Mixture(Distribution):
         if components < 1:
             raise ValueError(f"a mixture needs one component or more, got {components}")
         self.event_shape = event_shape
+        self.reparametrized = False  # which component a sample comes from is no differentiable function of the weights
         self.logits = nnx.Param(jnp.zeros(components))
         self.means = nnx.Param(jax.random.normal(rngs.params(), (components, *event_shape)))
         self.log_scales = nnx.Param(jnp.zeros((components, *event_shape)))
@@ -193,6 +196,7 @@ class Product(Distribution):
         if not parts:
             raise ValueError("a product needs at least one distribution")
         self.event_shape = tuple(part.event_shape for part in parts)
+        self.reparametrized = all(part.reparametrized for part in parts)
         self.parts = nnx.List(parts)
 
     def log_prob(self, z: Any) -> Float[Array, " batch"]:

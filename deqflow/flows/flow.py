@@ -1,5 +1,6 @@
 """A density: a base distribution seen through a bijector."""
 
+import math
 import warnings
 from typing import Any
 
@@ -54,6 +55,29 @@ class Flow(nnx.Module):
         latent, log_det, diagnostics = self.bijector.forward_and_log_det(x, condition=condition, key=key)
         _warn_of_unsolved(diagnostics)
         return self.base.log_prob(latent) + log_det
+
+    def bits_per_dim(
+        self, x: Any, *, levels: int | None = None, condition: Array | None = None, key: Key[Array, ""] | None = None
+    ) -> Float[Array, " batch"]:
+        """The negative log-density of data in bits for each of their D dimensions: `-log p(x) / (D log 2)`, one number per sample.
+
+        Args:
+          x: data.
+          levels: for integers that were divided by their number of values before they came here, that number; the answer is then in units
+            of the integers, larger by `log2 levels`. Where the bijector starts from integers (`Dequantize`), there is nothing to add.
+          condition: `(batch, features)`, if the bijector is conditional.
+          key: for what is random in the bijector.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from deqflow.flows import Affine, Uniform
+          >>> flow = Flow(Uniform((3,)), Affine((3,), scale=1.0))
+          >>> print(flow.bits_per_dim(jnp.full((1, 3), 0.5), levels=256))    # uniform on 256 values
+          [8.]
+        """
+        dimensions = sum(leaf[0].size for leaf in jax.tree.leaves(x))
+        bits = -self.log_prob(x, condition=condition, key=key) / (dimensions * math.log(2))
+        return bits if levels is None else bits + math.log2(levels)
 
     def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0, condition: Array | None = None) -> Any:
         """Draw `n` samples `(n, *event_shape)`.

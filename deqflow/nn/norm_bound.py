@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from deqflow.nn.conv import Kernel
@@ -28,13 +29,18 @@ def norm_bound(matrix: Inexact[Array, "*batch rows columns"], *, squarings: int 
 
     Delattre, Barthélemy, Araujo and Allauzen, "Efficient bound of Lipschitz constant for convolutional layers by Gram iteration", 2023.
     """
-    log = jnp.zeros(matrix.shape[:-2], jnp.finfo(matrix.dtype).dtype)
+    # Entries of order one: squares of others may leave the range of the type.
+    # The result does not depend on the scale, which so needs no derivative.
+    largest = lax.stop_gradient(jnp.max(jnp.abs(matrix), axis=(-2, -1), initial=0))
+    scale = jnp.where(largest > 0, largest, 1)
+    matrix = matrix / scale[..., None, None]
+    log = jnp.zeros_like(scale)
     if matrix.shape[-2] < matrix.shape[-1]:
         matrix = matrix.mT  # the smaller Gram matrix has the same norm
     for k in range(squarings):
         matrix, log = _unit(matrix, log, 2**k)
         matrix = jnp.matmul(jnp.conj(matrix.mT), matrix, precision="highest")
-    return jnp.exp(_unit(matrix, log, 2**squarings)[1])
+    return scale * jnp.exp(_unit(matrix, log, 2**squarings)[1])
 
 
 def conv_norm_bound(kernel: Kernel, *, angles: int = 8, squarings: int = _SQUARINGS) -> Float[Array, ""]:

@@ -1,8 +1,10 @@
 """The table of bijectors over which every property in `test_bijectors.py` is tested: a new bijector is tested by adding a row."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from deqflow.flows import (
     AffineCoupling,
     Bijector,
     Chain,
+    Continuous,
     ImplicitFlow,
     Inverse,
     InvertibleLinear,
@@ -45,6 +48,7 @@ class Case:
     build: Callable[[nnx.Rngs], Bijector]
     domain: str = "real"  # or "unit"
     condition_size: int = 0
+    slack: float = 1.0  # times the tolerance of what is exact but for rounding
 
     def bijector(self, dtype=jnp.float32, seed=0):
         """The bijector with random parameters, as after some training, in evaluation mode."""
@@ -164,6 +168,23 @@ def multiscale(rngs, condition_size=0):
     return Multiscale([level((4, 2, 1)), Chain([ActNorm(last), InvertibleLinear(last, rngs=rngs)])])
 
 
+class Field(nnx.Module):
+    """A small vector field."""
+
+    def __init__(self, size, rngs, condition_size=0):
+        self.first = nnx.Linear(size + 1 + condition_size, 6, rngs=rngs)
+        self.last = nnx.Linear(6, size, rngs=rngs)
+
+    def __call__(self, t, x, *, condition=None):
+        inputs = [x.reshape(len(x), -1), jnp.full((len(x), 1), t)] + ([] if condition is None else [condition])
+        return self.last(jnp.tanh(self.first(jnp.concatenate(inputs, axis=1)))).reshape(x.shape)
+
+
+def continuous(shape, rngs, condition_size=0):
+    # Forward mode, in which some properties are tested, is DirectAdjoint's alone.
+    return Continuous(Field(math.prod(shape), rngs, condition_size), shape, max_steps=256, adjoint=diffrax.DirectAdjoint())
+
+
 CASES = [
     Case("affine", lambda rngs: Affine((3,), scale=-0.5, shift=2.0)),
     Case("affine_image", lambda rngs: Affine((2, 2, 1), scale=3.0)),
@@ -201,6 +222,7 @@ CASES = [
     Case("multiscale", multiscale),
     Case("multiscale_conditional", lambda rngs: multiscale(rngs, condition_size=2), condition_size=2),
     Case("multiscale_inverse", lambda rngs: Inverse(Chain([Affine((4, 2, 1), scale=2.0), multiscale(rngs)]))),
+    Case("continuous_conditional", lambda rngs: continuous((2, 1), rngs, condition_size=1), condition_size=1, slack=50),
     Case("repeat", repeat),
     Case("repeat_conditional", lambda rngs: repeat(rngs, condition_size=2), condition_size=2),
     Case("chain", chain),
