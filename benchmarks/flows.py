@@ -20,8 +20,9 @@ import numpy as np
 from common import RESULTS, ROOT, write_result
 from flax import nnx
 
-from deqflow.flows import Bijector, Chain, Equation
-from deqflow.nn import lipschitz_bound
+from deqflow.flows import Bijector, Repeat
+from deqflow.implicit import Status
+from deqflow.tasks.reports import report_rows
 from deqflow.train import load, run
 
 EXPECTED = {
@@ -32,17 +33,8 @@ EXPECTED = {
 }
 
 
-def bounds(bijector: Chain) -> list[float]:
-    """The certified Lipschitz bound of every g, from the data to the latent."""
-    maps = []
-    for layer in bijector.layers:
-        if isinstance(layer, Equation):
-            maps += [getattr(layer, name) for name in ("g", "g_x", "g_z") if hasattr(layer, name)]
-    return [lipschitz_bound(g) for g in maps]
-
-
 def round_trip(bijector: Bijector, x: jax.Array) -> dict[str, float]:
-    """Largest and root-mean-square error of `inverse(forward(x))`, and the fraction of solves that converged."""
+    """Largest and root-mean-square error of `inverse(forward(x))`, and the fraction of points all of whose solves converged."""
     graph, state = nnx.split(bijector)
 
     @jax.jit
@@ -50,8 +42,8 @@ def round_trip(bijector: Bijector, x: jax.Array) -> dict[str, float]:
         b = nnx.merge(graph, state)
         z = b.forward_and_log_det(x)
         back = b.inverse_and_log_det(z.value)
-        stats = [entry["solve"].converged for report in (z, back) for entry in report.diagnostics.values() if "solve" in entry]
-        return back.value - x, stats
+        statuses = [rows["status"] for rows in (report_rows(z.diagnostics), report_rows(back.diagnostics)) if "status" in rows]
+        return back.value - x, [status == Status.CONVERGED for status in statuses]
 
     error, converged = there_and_back(state, x)
     mean = float(np.mean([np.asarray(c) for c in converged])) if converged else 1.0
@@ -73,13 +65,13 @@ def study(name: str, folder: Path) -> dict[str, Any]:
         "train_seconds": round(json.loads((folder / "DONE").read_text())["seconds"], 1),
         "parameters": parameters,
         **round_trip(model.flow.bijector, x),
-        "lipschitz_bounds": [round(b, 4) for b in bounds(model.flow.bijector)],
+        "lipschitz_bounds": [round(b, 4) for b in model.lipschitz_bounds()],
     }
 
 
 def forming(name: str, model: Any, every: int) -> None:
     """Draw how samples form through the layers, from the latent to the data."""
-    layers = list(model.flow.bijector.layers)
+    layers = [block for layer in model.flow.bijector.layers for block in (layer.blocks() if isinstance(layer, Repeat) else [layer])]
     points = model.flow.base.sample(jax.random.key(0), 6000)
     frames = [np.asarray(points)]
     for layer in reversed(layers):

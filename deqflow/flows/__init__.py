@@ -19,6 +19,7 @@ from deqflow.flows.equation import Equation, ImplicitFlow, Residual
 from deqflow.flows.flow import Flow
 from deqflow.flows.inverse import Inverse
 from deqflow.flows.linear import InvertibleLinear
+from deqflow.flows.lipschitz_bounds import lipschitz_bounds
 from deqflow.flows.log_determinant import Estimate, Exact, LogDet, TraceEstimator, log_det
 from deqflow.flows.multiscale import Multiscale
 from deqflow.flows.permutation import Permutation
@@ -74,6 +75,7 @@ __all__ = [
     "TraceEstimator",
     "Transformed",
     "Uniform",
+    "lipschitz_bounds",
     "log_det",
     "masks",
     "reverse_kl",

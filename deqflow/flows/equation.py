@@ -29,8 +29,8 @@ class Equation(Bijector):
 
     Given one end, its side is evaluated and the other end solved for, `b = u - g_b(b)` with `u = a + g_a(a)`: a contraction, which is
     differentiated by the implicit function theorem. The log-determinant from a to b is `log det(I + ∂g_a/∂a) - log det(I + ∂g_b/∂b)`.
-    Diagnostics are `standard_error`, of the log-determinant, and `solve`, the statistics of the solver per sample, where there was
-    something to solve. A sample that failed is NaN.
+    Diagnostics are `standard_error`, of the log-determinant, where that is estimated with two probes or more, and `solve`, the statistics
+    of the solver per sample, where there was something to solve. A sample that failed is NaN.
 
     Attributes:
       log_det: how log-determinants are computed in training mode.
@@ -46,6 +46,11 @@ class Equation(Bijector):
     eval_solver: Solver | None
     gradient: Gradient
     deterministic: bool  # set by model.eval() and model.train()
+
+    @property
+    @abc.abstractmethod
+    def maps(self) -> tuple[Callable[..., Array], ...]:
+        """Every g that there is, that of the data first."""
 
     @abc.abstractmethod
     def sides(self, condition: Array | None) -> tuple[_Map | None, _Map | None]:
@@ -69,7 +74,7 @@ class Equation(Bijector):
         """From the end `a` with its g known to the other end."""
         estimator = self.eval_log_det if self.deterministic else self.log_det
         value = jnp.zeros(len(a), a.dtype)
-        variance, diagnostics = value, {}
+        variance, diagnostics = value, dict[str, Any]()
         b = a
         if known is not None:
             b = a + known(a)
@@ -85,7 +90,9 @@ class Equation(Bijector):
             failed = stats.failed
             b, value = jnp.where(over(failed, b), jnp.nan, b), jnp.where(failed, jnp.nan, value)
             diagnostics["solve"] = stats
-        return Transformed(b, value, diagnostics | {"standard_error": jnp.sqrt(variance)})
+        if estimator.knows_error:
+            diagnostics["standard_error"] = jnp.sqrt(variance)
+        return Transformed(b, value, diagnostics)
 
 
 class Residual(Equation):
@@ -143,6 +150,10 @@ class Residual(Equation):
         self.eval_solver = eval_solver
         self.gradient = gradient
         self.deterministic = False
+
+    @property
+    def maps(self) -> tuple[Callable[..., Array], ...]:
+        return (self.g,)
 
     def sides(self, condition: Array | None) -> tuple[_Map | None, _Map | None]:
         return _given(self.g, condition), None
@@ -202,6 +213,10 @@ class ImplicitFlow(Equation):
         self.eval_solver = eval_solver
         self.gradient = gradient
         self.deterministic = False
+
+    @property
+    def maps(self) -> tuple[Callable[..., Array], ...]:
+        return (self.g_x, self.g_z)
 
     def sides(self, condition: Array | None) -> tuple[_Map | None, _Map | None]:
         return _given(self.g_x, condition), _given(self.g_z, condition)

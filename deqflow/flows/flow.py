@@ -52,9 +52,15 @@ class Flow(nnx.Module):
           condition: `(batch, features)`, if the bijector is conditional.
           key: for what is random in the bijector.
         """
+        return self.log_prob_and_diagnostics(x, condition=condition, key=key)[0]
+
+    def log_prob_and_diagnostics(
+        self, x: Any, *, condition: Array | None = None, key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, " batch"], dict[str, Any]]:
+        """The log-density, and what the bijector reports of its solves and estimates; see `log_prob` and `Transformed`."""
         latent, log_det, diagnostics = self.bijector.forward_and_log_det(x, condition=condition, key=key)
         _warn_of_unsolved(diagnostics)
-        return self.base.log_prob(latent) + log_det
+        return self.base.log_prob(latent) + log_det, diagnostics
 
     def bits_per_dim(
         self, x: Any, *, levels: int | None = None, condition: Array | None = None, key: Key[Array, ""] | None = None

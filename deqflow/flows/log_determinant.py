@@ -34,6 +34,11 @@ class LogDet(abc.ABC):
     def __post_init__(self) -> None:
         check_ranges(type(self).__init__, vars(self))
 
+    @property
+    @abc.abstractmethod
+    def knows_error(self) -> bool:
+        """Whether it estimates, and can tell how far off it may be."""
+
     @abc.abstractmethod
     def estimate(self, g: Map, x: Vectors, key: Key[Array, ""] | None) -> Estimate:
         """The log-determinant of every row, differentiable once at least in `x` and all that `g` closes over.
@@ -72,6 +77,10 @@ class TraceEstimator(LogDet):
 
     probes: Annotated[int, Range(ge=1)] = 1
     orthogonal: bool = False
+
+    @property
+    def knows_error(self) -> bool:
+        return self.probes > 1
 
     @abc.abstractmethod
     def moment(self, transpose: Map, v: Vectors, key: Key[Array, ""], probes: int) -> Moment:
@@ -130,6 +139,10 @@ class Exact(LogDet):
     """
 
     max_size: Annotated[int, Range(ge=1)] = 1024
+
+    @property
+    def knows_error(self) -> bool:
+        return False
 
     def estimate(self, g: Map, x: Vectors, key: Key[Array, ""] | None) -> Estimate:
         n = x[0].size

@@ -23,7 +23,8 @@ class Repeat(Bijector, DataDependent):
       make: `make(rngs) -> Bijector`, called once for every block. Blocks may differ in their numbers only: to alternate, make a `Chain` of
         the members of one period.
       count: number of blocks.
-      remat: whether the reverse pass computes the inside of a block again, so that only the values between blocks are kept for it.
+      remat: whether the reverse pass computes the inside of a block again, so that only the values between blocks are kept for it. That
+        costs less than what is kept does when it is stacked (`python benchmarks/stack.py`).
       rngs: handed to `make`.
 
     Raises:
@@ -39,7 +40,7 @@ class Repeat(Bijector, DataDependent):
       (2, 4)
     """
 
-    def __init__(self, make: Callable[[nnx.Rngs], Bijector], count: int, *, remat: bool = False, rngs: nnx.Rngs) -> None:
+    def __init__(self, make: Callable[[nnx.Rngs], Bijector], count: int, *, remat: bool = True, rngs: nnx.Rngs) -> None:
         if count < 1:
             raise ValueError(f"count must be >= 1, got {count}")
         blocks = [make(rngs) for _ in range(count)]
@@ -59,14 +60,16 @@ class Repeat(Bijector, DataDependent):
         self.remat = remat
         self.block = nnx.merge(graphs[0], _stacked(states))
 
+    def blocks(self) -> list[Bijector]:
+        """Every block by itself, with a copy of its numbers."""
+        graph, stacked = nnx.split(self.block)
+        return [nnx.merge(graph, _slice(stacked, index)) for index in range(self.count)]
+
     def initialize(self, x: Any, *, condition: Array | None = None, key: Key[Array, ""] | None = None) -> None:
         """Initialise every block from what the blocks before it make of `x`."""
-        graph, stacked = nnx.split(self.block)
         states = []
-        for index in range(self.count):
-            block = nnx.merge(graph, _slice(stacked, index))
+        for index, block in enumerate(self.blocks()):
             block_key = split_key(key, index)
-            assert isinstance(block, Bijector)
             if isinstance(block, DataDependent):
                 block.initialize(x, condition=condition, key=block_key)
             x = block.forward_and_log_det(x, condition=condition, key=block_key).value
@@ -75,10 +78,8 @@ class Repeat(Bijector, DataDependent):
 
     def refresh(self) -> None:
         """Let the weights inside every block that are normalised by iteration follow, as `deqflow.nn.refresh` does."""
-        graph, stacked = nnx.split(self.block)
         states = []
-        for index in range(self.count):
-            block = nnx.merge(graph, _slice(stacked, index))
+        for block in self.blocks():
             refresh(block)
             states.append(nnx.state(block))
         nnx.update(self.block, _stacked(states))

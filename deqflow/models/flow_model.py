@@ -3,13 +3,14 @@
 import abc
 import math
 from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key, Real
 
-from deqflow.flows import Affine, Bijector, Dequantize, Flow, Logit, Permutation, masks
+from deqflow.flows import Affine, Bijector, Dequantize, Flow, InvertibleLinear, Logit, Permutation, lipschitz_bounds, masks
 from deqflow.flows.bijector import DataDependent
 
 
@@ -45,6 +46,16 @@ class FlowModel(nnx.Module, abc.ABC):
         """
         return self.flow.log_prob(self._flatten(x), condition=condition, key=key)
 
+    def log_prob_and_diagnostics(
+        self, x: Real[Array, "batch *event"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, " batch"], dict[str, Any]]:
+        """The log-likelihood, and what the flow reports of its solves and estimates."""
+        return self.flow.log_prob_and_diagnostics(self._flatten(x), condition=condition, key=key)
+
+    def lipschitz_bounds(self) -> list[float]:
+        """The certified Lipschitz bound of every map that must contract, from the data to the latent."""
+        return lipschitz_bounds(self.flow.bijector)
+
     def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0, condition: Array | None = None) -> Float[Array, "n *event"]:
         """Draw `n` examples `(n, *input_shape)` in the range of the raw data; integer data as whole numbers of floating type."""
         flat = self.flow.sample(key, n, temperature=temperature, condition=condition)
@@ -72,15 +83,24 @@ def chess_board(input_shape: tuple[int, ...]) -> list[Bijector]:
     return [Permutation(np.concatenate([np.flatnonzero(white), np.flatnonzero(~white)]))]
 
 
-def in_pairs(size: int, couplings: int, make: Callable[[np.ndarray], Bijector]) -> list[Bijector]:
-    """Couplings for masks that keep the one half, then the other; before every pair but the first the dimensions are permuted at random."""
+Mixing = Literal["permute", "linear"]
+"""What stands between pairs of couplings: a fixed random permutation, or a trainable invertible linear map."""
+
+
+def in_pairs(size: int, couplings: int, make: Callable[[np.ndarray], Bijector], mixing: Mixing, rngs: nnx.Rngs) -> list[Bijector]:
+    """Couplings for masks that keep the one half, then the other; before every pair but the first the dimensions are mixed."""
     rng = np.random.default_rng(0)  # the same partitions for every seed of a run
     layers: list[Bijector] = []
     for index in range(couplings):
         if size > 2 and index > 0 and index % 2 == 0:
-            layers.append(Permutation(rng.permutation(size)))
+            layers.append(Permutation(rng.permutation(size)) if mixing == "permute" else InvertibleLinear((size,), rngs=rngs))
         layers.append(make(masks.half(size) if index % 2 == 0 else ~masks.half(size)))
     return layers
+
+
+def whitening(size: int, whiten: bool, rngs: nnx.Rngs) -> list[Bijector]:
+    """The linear map that takes the correlations out of the data, if it is wanted."""
+    return [InvertibleLinear((size,), whiten=True, rngs=rngs)] if whiten else []
 
 
 def event_size(input_shape: tuple[int, ...], least: int, why: str) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from deqflow.flows import ActNorm, AffineCoupling, Bijector, Chain, Flow, ResidualMLP, StandardNormal
-from deqflow.models.flow_model import FlowModel, chess_board, event_size, from_levels, in_pairs
+from deqflow.models.flow_model import FlowModel, Mixing, chess_board, event_size, from_levels, in_pairs, whitening
 from deqflow.registry import FromRuntime, Range, check_ranges
 
 
@@ -16,7 +16,7 @@ class RealNVP(FlowModel):
     `log p(x) = log N(f(x); 0, I) + log |det ∂f/∂x|`, with f a chain of
     `ActNorm → coupling → ... → coupling → ActNorm` on the flattened data. Couplings come in pairs, of which the second transforms the
     half that the first kept. The first pair parts images like a chess board, so that each half sees the neighbours of the other;
-    every later pair parts the dimensions at random. Integer data (`levels` given) first become
+    every later pair parts the dimensions at random, or after a linear map. Integer data (`levels` given) first become
     `logit(λ + (1 - 2λ) (x + u) / levels)` with uniform noise `u`; the log-likelihood is then a bound on that of the integers.
 
     Args:
@@ -27,6 +27,8 @@ class RealNVP(FlowModel):
       scale_bound: largest `|log scale|` of one coupling.
       initial_log_scale: log of the standard deviation to which the first ActNorm spreads the data.
       logit_lambda: λ, the margin of the logit; used for integer data only.
+      mixing: what stands between pairs of couplings: `permute` for random permutations, `linear` for trainable linear maps.
+      whiten: let a trainable linear map take the correlations out of the data first, as the first batch shows them.
       condition_size: features of the condition, 0 for an unconditional density.
       input_shape: shape of one example; two dimensions in all, or more.
       levels: number of values that integer data take, `None` for real data.
@@ -57,6 +59,8 @@ class RealNVP(FlowModel):
         scale_bound: Annotated[float, Range(gt=0)] = 2.0,
         initial_log_scale: float = 0.0,
         logit_lambda: Annotated[float, Range(gt=0, lt=0.5)] = 1e-3,
+        mixing: Mixing = "permute",
+        whiten: bool = False,
         condition_size: Annotated[int, Range(ge=0)] = 0,
         input_shape: Annotated[tuple[int, ...], FromRuntime],
         levels: Annotated[int | None, FromRuntime] = None,
@@ -78,6 +82,10 @@ class RealNVP(FlowModel):
             )
             return AffineCoupling(mask, conditioner, bound=scale_bound)
 
-        layers = [*from_levels(size, levels, logit_lambda), *chess_board(input_shape)]
-        layers += [ActNorm((size,), initial_log_scale=initial_log_scale), *in_pairs(size, couplings, coupling), ActNorm((size,))]
+        layers = [*from_levels(size, levels, logit_lambda), *chess_board(input_shape), *whitening(size, whiten, rngs)]
+        layers += [
+            ActNorm((size,), initial_log_scale=initial_log_scale),
+            *in_pairs(size, couplings, coupling, mixing, rngs),
+            ActNorm((size,)),
+        ]
         self.flow = Flow(StandardNormal((size,)), Chain(layers))

@@ -1,13 +1,14 @@
 """Residual and implicit flows: density models of maps that are inverted by solving an equation."""
 
+import functools
 from collections.abc import Callable
 from typing import Annotated
 
 from flax import nnx
 
-from deqflow.flows import ActNorm, Bijector, Chain, Exact, Flow, ImplicitFlow, LogDet, Residual, StandardNormal
+from deqflow.flows import ActNorm, Bijector, Chain, Exact, Flow, ImplicitFlow, LogDet, Repeat, Residual, StandardNormal
 from deqflow.implicit import Anderson, BiCGStab, Gradient, Implicit, Solver
-from deqflow.models.flow_model import FlowModel, event_size, from_levels
+from deqflow.models.flow_model import FlowModel, event_size, from_levels, whitening
 from deqflow.nn import LipschitzMLP
 from deqflow.nn.activations import Name
 from deqflow.registry import FromRuntime, Range, check_ranges
@@ -31,6 +32,7 @@ class ResidualFlow(FlowModel):
       eval_log_det: how in evaluation; `None` for the same.
       initial_log_scale: log of the standard deviation to which the first ActNorm spreads the data.
       logit_lambda: λ, the margin of the logit; used for integer data only.
+      whiten: let a trainable linear map take the correlations out of the data first, as the first batch shows them.
       condition_size: features of the condition, 0 for an unconditional density.
       input_shape: shape of one example.
       levels: number of values that integer data take, `None` for real data.
@@ -61,6 +63,7 @@ class ResidualFlow(FlowModel):
         eval_log_det: LogDet | None = None,
         initial_log_scale: float = 0.0,
         logit_lambda: Annotated[float, Range(gt=0, lt=0.5)] = 1e-3,
+        whiten: bool = False,
         condition_size: Annotated[int, Range(ge=0)] = 0,
         input_shape: Annotated[tuple[int, ...], FromRuntime],
         levels: Annotated[int | None, FromRuntime] = None,
@@ -68,12 +71,12 @@ class ResidualFlow(FlowModel):
     ) -> None:
         check_ranges(ResidualFlow.__init__, locals())
 
-        def block(size: int) -> Bijector:
+        def block(size: int, rngs: nnx.Rngs) -> Bijector:
             g = LipschitzMLP(size, width=width, depth=depth, bound=bound, activation=activation, condition_size=condition_size, rngs=rngs)
             return Residual(g, (size,), log_det=log_det, eval_log_det=eval_log_det)
 
         self.input_shape = input_shape
-        self.flow = _flow(input_shape, levels, logit_lambda, initial_log_scale, blocks, block)
+        self.flow = _flow(input_shape, levels, logit_lambda, whiten, initial_log_scale, blocks, block, rngs)
 
 
 class ImplicitNormalizingFlow(FlowModel):
@@ -93,6 +96,7 @@ class ImplicitNormalizingFlow(FlowModel):
       gradient: how they are differentiated.
       initial_log_scale: log of the standard deviation to which the first ActNorm spreads the data.
       logit_lambda: λ, the margin of the logit; used for integer data only.
+      whiten: let a trainable linear map take the correlations out of the data first, as the first batch shows them.
       condition_size: features of the condition, 0 for an unconditional density.
       input_shape: shape of one example.
       levels: number of values that integer data take, `None` for real data.
@@ -125,6 +129,7 @@ class ImplicitNormalizingFlow(FlowModel):
         gradient: Gradient = Implicit(linear=BiCGStab(rtol=1e-5)),
         initial_log_scale: float = 0.0,
         logit_lambda: Annotated[float, Range(gt=0, lt=0.5)] = 1e-3,
+        whiten: bool = False,
         condition_size: Annotated[int, Range(ge=0)] = 0,
         input_shape: Annotated[tuple[int, ...], FromRuntime],
         levels: Annotated[int | None, FromRuntime] = None,
@@ -132,27 +137,30 @@ class ImplicitNormalizingFlow(FlowModel):
     ) -> None:
         check_ranges(ImplicitNormalizingFlow.__init__, locals())
 
-        def g(size: int) -> LipschitzMLP:
+        def g(size: int, rngs: nnx.Rngs) -> LipschitzMLP:
             return LipschitzMLP(
                 size, width=width, depth=depth, bound=bound, activation=activation, condition_size=condition_size, rngs=rngs
             )
 
-        def block(size: int) -> Bijector:
-            return ImplicitFlow(g(size), g(size), (size,), log_det=log_det, eval_log_det=eval_log_det, solver=solver, gradient=gradient)
+        def block(size: int, rngs: nnx.Rngs) -> Bijector:
+            options = {"log_det": log_det, "eval_log_det": eval_log_det, "solver": solver, "gradient": gradient}
+            return ImplicitFlow(g(size, rngs), g(size, rngs), (size,), **options)
 
         self.input_shape = input_shape
-        self.flow = _flow(input_shape, levels, logit_lambda, initial_log_scale, blocks, block)
+        self.flow = _flow(input_shape, levels, logit_lambda, whiten, initial_log_scale, blocks, block, rngs)
 
 
 def _flow(
     input_shape: tuple[int, ...],
     levels: int | None,
     margin: float,
+    whiten: bool,
     initial_log_scale: float,
     blocks: int,
-    block: Callable[[int], Bijector],
+    block: Callable[[int, nnx.Rngs], Bijector],
+    rngs: nnx.Rngs,
 ) -> Flow:
     size = event_size(input_shape, 1, "a density needs data of one dimension or more")
-    layers = [*from_levels(size, levels, margin), ActNorm((size,), initial_log_scale=initial_log_scale)]
-    layers += [block(size) for _ in range(blocks)]
+    layers = [*from_levels(size, levels, margin), *whitening(size, whiten, rngs)]
+    layers += [ActNorm((size,), initial_log_scale=initial_log_scale), Repeat(functools.partial(block, size), blocks, rngs=rngs)]
     return Flow(StandardNormal((size,)), Chain([*layers, ActNorm((size,))]))

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from deqflow.flows import ActNorm, Bijector, Chain, Flow, ResidualMLP, SplineCoupling, StandardNormal
-from deqflow.models.flow_model import FlowModel, chess_board, event_size, from_levels, in_pairs
+from deqflow.models.flow_model import FlowModel, Mixing, chess_board, event_size, from_levels, in_pairs, whitening
 from deqflow.registry import FromRuntime, Range, check_ranges
 
 
@@ -24,6 +24,8 @@ class SplineFlow(FlowModel):
       depth: residual blocks of that network.
       dropout: probability with which a feature of that network is dropped in training.
       logit_lambda: λ, the margin of the logit; used for integer data only.
+      mixing: what stands between pairs of couplings: `permute` for random permutations, `linear` for trainable linear maps.
+      whiten: let a trainable linear map take the correlations out of the data first, as the first batch shows them.
       condition_size: features of the condition, 0 for an unconditional density.
       input_shape: shape of one example; two dimensions in all, or more.
       levels: number of values that integer data take, `None` for real data.
@@ -52,6 +54,8 @@ class SplineFlow(FlowModel):
         depth: Annotated[int, Range(ge=0)] = 2,
         dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
         logit_lambda: Annotated[float, Range(gt=0, lt=0.5)] = 1e-3,
+        mixing: Mixing = "permute",
+        whiten: bool = False,
         condition_size: Annotated[int, Range(ge=0)] = 0,
         input_shape: Annotated[tuple[int, ...], FromRuntime],
         levels: Annotated[int | None, FromRuntime] = None,
@@ -73,6 +77,6 @@ class SplineFlow(FlowModel):
             )
             return SplineCoupling(mask, conditioner, bins=bins, bound=bound)
 
-        layers = [*from_levels(size, levels, logit_lambda), *chess_board(input_shape)]
-        layers += [ActNorm((size,)), *in_pairs(size, couplings, coupling), ActNorm((size,))]
+        layers = [*from_levels(size, levels, logit_lambda), *chess_board(input_shape), *whitening(size, whiten, rngs)]
+        layers += [ActNorm((size,)), *in_pairs(size, couplings, coupling, mixing, rngs), ActNorm((size,))]
         self.flow = Flow(StandardNormal((size,)), Chain(layers))

@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -13,6 +14,8 @@ from matplotlib.figure import Figure
 from deqflow.registry import FromRuntime, Range, check_ranges
 from deqflow.tasks.density_figures import density_beside_data, grid_points, sample_grid, view
 from deqflow.tasks.figures import is_image
+from deqflow.tasks.reports import report_rows
+from deqflow.tasks.solves import batch_of_solves, summarize_solves
 from deqflow.tasks.task import Batch, Task
 
 _IMAGES = 64
@@ -27,6 +30,20 @@ class DensityModel(Protocol):
     def log_prob(self, x: jax.Array, *, key: Key[Array, ""] | None = None) -> jax.Array: ...
 
     def sample(self, key: Key[Array, ""], n: int) -> jax.Array: ...
+
+
+@runtime_checkable
+class ReportingModel(Protocol):
+    """A density model that also tells how its solves and estimates went, as `deqflow.flows.Flow` does."""
+
+    def log_prob_and_diagnostics(self, x: jax.Array, *, key: Key[Array, ""] | None = None) -> tuple[jax.Array, dict[str, Any]]: ...
+
+
+@runtime_checkable
+class Certified(Protocol):
+    """A model made of maps whose Lipschitz constants are bounded."""
+
+    def lipschitz_bounds(self) -> list[float]: ...
 
 
 @runtime_checkable
@@ -85,25 +102,37 @@ class Density(Task):
             model.initialize(batch["x"], key)
 
     def loss(self, model: nnx.Module, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Mean negative log-likelihood in nats per dimension, with `nats` or `bits_per_dim`."""
+        """Mean negative log-likelihood in nats per dimension, with `nats` or `bits_per_dim`.
+
+        A model that estimates log-determinants has `log_det_error` beside it, what that adds to the standard error of the reported number;
+        one that solves equations the `solver_` numbers of an equilibrium layer, over all its equations.
+        """
         x = batch["x"]
-        nats = -_log_prob(model, x, key).mean()
-        return nats / _dimension(x), {self.monitor: nats * self._scale(x)}
+        log_prob, rows = _log_prob(model, x, key)
+        nats = -log_prob.mean()
+        numbers = {self.monitor: nats * self._scale(x), **batch_of_solves(rows)}
+        if "log_det_variance" in rows:
+            numbers["log_det_error"] = self._scale(x) * jnp.sqrt(rows["log_det_variance"].sum()) / len(x)
+        return nats / _dimension(x), numbers
 
     def evaluate(self, model: nnx.Module, batch: Batch, key: Key[Array, ""]) -> dict[str, Array]:
         """Per example: `nats` or `bits_per_dim`, the mean of `copies` draws, and with two copies or more `noise_variance` of that mean.
 
+        What the model reports of its solves and estimates comes with it, see `report_rows`, the worst of the draws.
         Points in the plane are returned too, as `x`, for the picture of the density.
         """
         x = batch["x"]
         graphdef, state = nnx.split(model)
 
-        def draw(k: Key[Array, ""]) -> Float[Array, " batch"]:
+        def draw(k: Key[Array, ""]) -> tuple[Float[Array, " batch"], dict[str, Array]]:
             # a copy made inside the loop, where a module may record its diagnostics
-            return -self._scale(x) * _log_prob(nnx.merge(graphdef, state, copy=True), x, k)
+            log_prob, report = _log_prob(nnx.merge(graphdef, state, copy=True), x, k)
+            return -self._scale(x) * log_prob, report
 
-        draws = jax.lax.map(draw, jax.random.split(key, self.copies))
-        rows = {self.monitor: draws.mean(axis=0)}
+        draws, reports = jax.lax.map(draw, jax.random.split(key, self.copies))
+        rows = {self.monitor: draws.mean(axis=0), **{name: report.max(axis=0) for name, report in reports.items()}}
+        if "log_det_variance" in reports:
+            rows["log_det_variance"] = self._scale(x) ** 2 * reports["log_det_variance"].mean(axis=0) / self.copies
         if self.copies > 1:
             rows["noise_variance"] = draws.var(axis=0, ddof=1) / self.copies
         if x.shape[1:] == (2,) and self.levels is None:
@@ -114,7 +143,8 @@ class Density(Task):
         """`nats` or `bits_per_dim`, with standard errors; `gap`, where the entropy is known.
 
         `standard_error` is that of the mean over examples, as drawn from the data's distribution; `noise_error` what the model's
-        noise contributes to it, which alone counts when two models are compared on the same examples. `failures`, the
+        noise contributes to it, which alone counts when two models are compared on the same examples, and `log_det_error` the part of
+        that which the probes of estimated log-determinants show. `failures`, the
         fraction of examples without a finite likelihood, appears when there are any; the mean is then not finite either.
         """
         values = rows[self.monitor].astype(np.float64)
@@ -129,9 +159,16 @@ class Density(Task):
             summary["standard_error"] = float(values.std(ddof=1)) / math.sqrt(n) if finite.all() else math.nan
         if "noise_variance" in rows:
             summary["noise_error"] = math.sqrt(rows["noise_variance"].astype(np.float64).sum()) / n
+        if "log_det_variance" in rows:
+            summary["log_det_error"] = math.sqrt(rows["log_det_variance"].astype(np.float64).sum()) / n
         if not finite.all():
             summary["failures"] = float((~finite).mean())
-        return summary
+        return summary | summarize_solves(rows)
+
+    def inspect(self, model: nnx.Module) -> dict[str, float]:
+        """`lipschitz_bound`, the largest certified one of the maps that must contract, where there are any."""
+        bounds = model.lipschitz_bounds() if isinstance(model, Certified) else []
+        return {"lipschitz_bound": max(bounds)} if bounds else {}
 
     def pictures(
         self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
@@ -153,7 +190,7 @@ class Density(Task):
         points = rows["x"][:_POINTS]
         limits = view(points)
         cells = grid_points(limits, _SIDE).reshape(_SIDE, _SIDE, 2)
-        density = jax.jit(lambda state, x: _log_prob(nnx.merge(graphdef, state), x, density_key))
+        density = jax.jit(lambda state, x: _log_prob(nnx.merge(graphdef, state), x, density_key)[0])
         # line by line: a model with wide layers need not hold the whole grid at once
         log_density = np.stack([np.asarray(density(state, line)) for line in cells])
         nats = self.summarize(rows)["nats"]
@@ -168,11 +205,14 @@ def _dimension(x: jax.Array) -> int:
     return math.prod(x.shape[1:])
 
 
-def _log_prob(model: nnx.Module, x: jax.Array, key: Key[Array, ""]) -> Float[Array, " batch"]:
-    """The model's log-likelihood of every example in nats, or an error if the model has none."""
+def _log_prob(model: nnx.Module, x: jax.Array, key: Key[Array, ""]) -> tuple[Float[Array, " batch"], dict[str, Array]]:
+    """The model's log-likelihood of every example in nats and what it reports with it, or an error if the model has none."""
     if not isinstance(model, DensityModel):
         raise ValueError(f"density estimation needs a model with log_prob and sample, such as realnvp; {type(model).__name__} has not")
-    log_p = model.log_prob(x, key=key)
+    if isinstance(model, ReportingModel):
+        log_p, diagnostics = model.log_prob_and_diagnostics(x, key=key)
+    else:
+        log_p, diagnostics = model.log_prob(x, key=key), {}
     if log_p.shape != x.shape[:1]:
         raise ValueError(f"log_prob must return one number per example, shape {x.shape[:1]}; this model returned {log_p.shape}")
-    return log_p
+    return log_p, report_rows(diagnostics)

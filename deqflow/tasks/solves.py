@@ -1,6 +1,7 @@
 """What the evaluation of a model that solves an equation reports of its solves."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -12,6 +13,20 @@ from deqflow.implicit.status import Status
 def solve_rows(stats: Stats) -> dict[str, jax.Array]:
     """Per example the relative `residual`, the number of `steps` and the `status`."""
     return {"residual": stats.relative_residual, "steps": stats.steps, "status": stats.status}
+
+
+def batch_of_solves(rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The numbers that an equilibrium layer logs in training (`deqflow.deq.Diagnostics`), from the rows of `solve_rows`."""
+    if "status" not in rows:
+        return {}
+    failed = rows["status"] >= Status.DIVERGED
+    usable = jnp.isfinite(rows["residual"]) & ~failed
+    return {
+        "solver_steps": rows["steps"].mean(dtype=jnp.float32),
+        "solver_max_steps": rows["steps"].max().astype(jnp.float32),
+        "solver_residual": jnp.where(usable, rows["residual"], 1).mean(dtype=jnp.float32),
+        "solver_failures": failed.mean(dtype=jnp.float32),
+    }
 
 
 def summarize_solves(rows: dict[str, np.ndarray]) -> dict[str, float]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deqflow.flows import ActNorm, ArnoldiQuadrature, Chain, InvertibleLinear, Permutation, Repeat, Residual
+from deqflow.flows import ActNorm, ArnoldiQuadrature, Chain, Inverse, InvertibleLinear, Permutation, Repeat, Residual, lipschitz_bounds
 from deqflow.nn import Linear, LipschitzMLP, SpectralNorm, refresh
 
 
@@ -73,6 +73,18 @@ def test_weights_inside_are_refreshed():
         refresh(nnx.List([stack]))
     images = jnp.einsum("nij,nbi->nbj", stack.block.g.kernel.kernel[...], stack.block.g.kernel.vector[...])
     np.testing.assert_allclose(np.linalg.norm(images, axis=(1, 2)), norms, rtol=1e-3)
+
+
+def test_blocks_come_apart():
+    stack = Repeat(block, 3, rngs=nnx.Rngs(0))
+    value = data(4)
+    for part in stack.blocks():
+        value = part.forward_and_log_det(value, key=jax.random.key(0)).value
+    np.testing.assert_allclose(value, stack.forward_and_log_det(data(4), key=jax.random.key(0)).value, rtol=1e-5)
+    bounds = lipschitz_bounds(Chain([stack, Inverse(stack)]))
+    assert len(bounds) == 6
+    assert bounds[:3] == bounds[3:]
+    assert max(bounds) <= 0.5
 
 
 def test_blocks_that_differ_in_what_is_fixed_are_refused():

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deqflow.flows import ArnoldiQuadrature, Exact
+from deqflow.flows import ArnoldiQuadrature, Exact, InvertibleLinear
 from deqflow.models.residual_flow import ImplicitNormalizingFlow, ResidualFlow
 from deqflow.models.spline_flow import SplineFlow
-from deqflow.nn import lipschitz_bound
 
 SMALL = {"width": 8, "depth": 1}
 MODELS = {
@@ -70,11 +69,39 @@ def test_estimators_of_training_and_evaluation():
 
 def test_every_block_is_certified_to_contract():
     model = ImplicitNormalizingFlow(blocks=2, **SMALL, bound=0.9, input_shape=(2,), rngs=nnx.Rngs(0))
-    bounds = [lipschitz_bound(g) for layer in model.flow.bijector.layers[1:-1] for g in (layer.g_x, layer.g_z)]
+    bounds = model.lipschitz_bounds()
     assert len(bounds) == 4
+    assert min(bounds) > 0.5
     assert max(bounds) <= 0.9
+    g = model.flow.bijector.layers[1].block.g_z
+    g.layers[0].kernel.limit = 9.0  # what a bound is read off are the weights in use
+    assert max(model.lipschitz_bounds()) > 0.9
     with pytest.raises(ValueError, match="bound must be > 0 and < 1"):
         ResidualFlow(bound=1.0, input_shape=(2,), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("kind", [ResidualFlow, SplineFlow])
+def test_whitened_data_have_no_correlations(kind):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(400, 3)) @ rng.normal(size=(3, 3)) + 5, jnp.float32)
+    model = kind(**SMALL, whiten=True, input_shape=(3,), rngs=nnx.Rngs(0))
+    model.initialize(x, jax.random.key(0))
+    white = model.flow.bijector.layers[0].forward_and_log_det(x).value
+    np.testing.assert_allclose(np.cov(white.T, ddof=0), np.eye(3), atol=1e-3)
+    if kind is SplineFlow:  # whose couplings start as the identity: what is left is the likelihood under a normal distribution
+        covariance = np.cov(x.T, ddof=0)
+        gaussian = -0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance)[1]
+        np.testing.assert_allclose(model.log_prob(x).mean(), gaussian, rtol=1e-4)
+    with pytest.raises(ValueError, match="more than 3 vectors, got 3"):
+        model.initialize(x[:3], jax.random.key(0))
+
+
+def test_couplings_may_be_mixed_by_linear_maps():
+    model = SplineFlow(couplings=4, bins=4, **SMALL, mixing="linear", input_shape=(3,), rngs=nnx.Rngs(0))
+    assert sum(isinstance(layer, InvertibleLinear) for layer in model.flow.bijector.layers) == 1
+    x = jax.random.normal(jax.random.key(0), (4, 3))
+    back = model.flow.bijector.inverse_and_log_det(model.flow.bijector.forward_and_log_det(x).value).value
+    np.testing.assert_allclose(back, x, atol=1e-5)
 
 
 def test_a_spline_needs_two_dimensions():

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from deqflow.flows import ArnoldiQuadrature
+from deqflow.models.residual_flow import ImplicitNormalizingFlow
 from deqflow.registry import resolve
 from deqflow.tasks import Density
 
@@ -188,3 +190,28 @@ def test_picture_of_images_and_of_plain_vectors():
 
 def test_registered():
     assert resolve("task", "density") is Density
+
+
+def test_solves_estimates_and_bounds_are_reported():
+    """Of an implicit flow in training, and of the whole split in evaluation."""
+    estimator = ArnoldiQuadrature(steps=2, probes=2)
+    model = ImplicitNormalizingFlow(blocks=2, width=4, depth=1, bound=0.9, log_det=estimator, input_shape=(2,), rngs=nnx.Rngs(0))
+    batch = {"x": jax.random.normal(KEY, (8, 2))}
+    task = Density(copies=2)
+    model.train()
+    _, numbers = nnx.jit(task.loss)(model, batch, KEY)
+    assert {"nats", "log_det_error", "solver_steps", "solver_max_steps", "solver_residual", "solver_failures"} == numbers.keys()
+    assert 0 < numbers["log_det_error"] < 1
+    assert 1 <= numbers["solver_steps"] <= numbers["solver_max_steps"]
+    assert numbers["solver_residual"] <= 1e-5
+    assert numbers["solver_failures"] == 0
+    model.eval()
+    rows = {name: np.asarray(column) for name, column in nnx.jit(task.evaluate)(model, batch, KEY).items()}
+    assert all(len(column) == 8 for column in rows.values())
+    summary = task.summarize(rows)
+    assert summary["solver_unconverged"] == 0
+    assert summary["residual_max"] < 1e-5
+    # Two copies of two probes each: as far as few numbers can tell, the error seen between copies is the one that probes show.
+    assert 0.2 < summary["log_det_error"] / summary["noise_error"] < 5
+    assert task.inspect(model) == {"lipschitz_bound": max(model.lipschitz_bounds())}
+    assert task.inspect(Gaussian(2)) == {}
