@@ -38,7 +38,7 @@ class Activation(nnx.Module):
     def __init__(self, name: Name = "sincos") -> None:
         self.name: Name = name
         # softplus(0.5) = 0.97, about that of swish
-        self.beta = nnx.Param(jnp.asarray(0.5)) if name in ("lipswish", "clipswish") else None
+        self.beta = nnx.Param(jnp.full((), 0.5, jnp.result_type(float))) if name in ("lipswish", "clipswish") else None
 
     @property
     def widening(self) -> int:

@@ -38,7 +38,7 @@ class Concatenation(nnx.Module):
         self.layer = layer
         self.activation = activation
         # The angle at which both have the same weight.
-        self.angle = nnx.Param(jnp.asarray(jnp.pi / 4))
+        self.angle = nnx.Param(jnp.full((), jnp.pi / 4, jnp.result_type(float)))
 
     def prepare(self, shift: Array | float = 0.0) -> Callable[[Array], Array]:
         """The map, with its weights computed now, once for all its uses, and `shift` added before the activation."""

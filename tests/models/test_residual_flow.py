@@ -9,6 +9,7 @@ from flax import nnx
 from deqflow.flows import ArnoldiQuadrature, Exact, InvertibleLinear
 from deqflow.models.residual_flow import ImplicitNormalizingFlow, ResidualFlow
 from deqflow.models.spline_flow import SplineFlow
+from deqflow.nn import LipschitzDenseNet
 
 SMALL = {"width": 8, "depth": 1}
 MODELS = {
@@ -56,6 +57,14 @@ def test_integers_condition_samples_and_gradients(build):
     assert set(np.unique(samples)) <= set(range(17))
     with pytest.raises(ValueError, match=r"expected data of shape \(batch, 2, 2, 1\)"):
         model.log_prob(x[:, :1], key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("activation", ["sincos", "clipswish"])
+def test_no_parameter_is_weakly_typed(activation):
+    """Else the first updates, which make it strong, would each compile the step again."""
+    model = ResidualFlow(blocks=1, **SMALL, activation=activation, input_shape=(2,), rngs=nnx.Rngs(0))
+    dense = LipschitzDenseNet(2, growth=2, depth=1, rngs=nnx.Rngs(0))
+    assert not [path for path, leaf in jax.tree.leaves_with_path(nnx.state((model, dense))) if leaf.weak_type]
 
 
 def test_estimators_of_training_and_evaluation():
