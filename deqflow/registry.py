@@ -103,6 +103,7 @@ _FAMILIES: dict[str, _Family] = {
             "two_spirals": "deqflow.data.densities:TwoSpirals",
             "rings": "deqflow.data.densities:Rings",
             "swiss_roll": "deqflow.data.densities:SwissRoll",
+            "mazes": "deqflow.data.mazes:Mazes",
             "arrays": "deqflow.data.arrays:Arrays",
             "text": "deqflow.data.text:Text",
             "tfds": "deqflow.data.tfds:TFDS",
@@ -113,6 +114,7 @@ _FAMILIES: dict[str, _Family] = {
         "the network that is trained",
         {
             "deq_classifier": "deqflow.models.deq_classifier:DEQClassifier",
+            "deq_segmenter": "deqflow.models.deq_segmenter:DEQSegmenter",
             "deq_transformer": "deqflow.models.deq_transformer:DEQTransformer",
             "implicit_flow": "deqflow.models.residual_flow:ImplicitNormalizingFlow",
             "mdeq_classifier": "deqflow.models.mdeq_classifier:MDEQClassifier",
@@ -129,6 +131,7 @@ _FAMILIES: dict[str, _Family] = {
             "classification": "deqflow.tasks.classification:Classification",
             "density": "deqflow.tasks.density:Density",
             "language_modelling": "deqflow.tasks.language_modelling:LanguageModelling",
+            "segmentation": "deqflow.tasks.segmentation:Segmentation",
         },
     ),
     "cell": _Family(

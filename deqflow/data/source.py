@@ -11,7 +11,7 @@ from deqflow.data.spec import DataSpec
 from deqflow.registry import UserError, suggest
 
 Batch = dict[str, np.ndarray]
-"""`x` of shape `(batch, *input_shape)`; `y`, int32 labels of shape `(batch,)`, where there are labels; in evaluation `mask`,
+"""`x` of shape `(batch, *input_shape)`; `y`, int32 labels of shape `(batch, *label_shape)`, where there are labels; in evaluation `mask`,
 float32 of shape `(batch,)`: 1 for an example, 0 for the padding that fills the last batch."""
 
 SPLITS = ("train", "validation", "test")
@@ -62,7 +62,7 @@ class InMemory(Records):
     """Columns of equal length in memory (or mapped into it), gathered a whole batch at a time.
 
     Args:
-      columns: `x`, the inputs, of shape `(examples, ...)`; `y`, if there are labels, of shape `(examples,)`.
+      columns: `x`, the inputs, of shape `(examples, ...)`; `y`, if there are labels, of shape `(examples, ...)`.
       origin: where the columns come from, for messages: a file's name.
 
     Raises:

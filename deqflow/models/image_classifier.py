@@ -4,7 +4,7 @@ import abc
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Int, Key, Num
 
 from deqflow.deq import DEQ
 from deqflow.implicit import Solution
@@ -24,7 +24,9 @@ class EquilibriumClassifier(nnx.Module, abc.ABC):
     stem: ImageStem
     deq: DEQ
 
-    def __call__(self, x: Num[Array, "batch height width channels"], *, key: Key[Array, ""] | None = None) -> Float[Array, "batch classes"]:
+    def __call__(
+        self, x: Num[Array, "batch height width channels"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "batch *pixels classes"]:
         """Logits of raw images."""
         return self.readout(self.solve(x, key=key).value)
 
@@ -33,6 +35,7 @@ class EquilibriumClassifier(nnx.Module, abc.ABC):
         x: Num[Array, "batch height width channels"],
         *,
         key: Key[Array, ""] | None = None,
+        budget: Int[Array, ""] | int | None = None,
         trace: bool = False,
         states: tuple[int, ...] = (),
     ) -> Solution[Any]:
@@ -41,11 +44,12 @@ class EquilibriumClassifier(nnx.Module, abc.ABC):
         Args:
           x: images as the data gives them.
           key: randomness for the cell.
+          budget: at most this many solver steps; may be traced.
           trace: whether `stats.trace` shall hold the relative residual after every step.
           states: numbers of steps after which to look at the solve on its way.
         """
-        return self.deq.solve(self.stem(x), key=key, trace=trace, states=states)
+        return self.deq.solve(self.stem(x), key=key, budget=budget, trace=trace, states=states)
 
     @abc.abstractmethod
-    def readout(self, z: Any) -> Float[Array, "batch classes"]:
-        """Logits of an equilibrium."""
+    def readout(self, z: Any) -> Float[Array, "batch *pixels classes"]:
+        """Logits of an equilibrium: of every image, or of every pixel."""

@@ -3,6 +3,7 @@
 from deqflow.tasks.classification import Classification
 from deqflow.tasks.density import Density
 from deqflow.tasks.language_modelling import LanguageModelling
+from deqflow.tasks.segmentation import Segmentation
 from deqflow.tasks.task import Batch, Task
 
-__all__ = ["Batch", "Classification", "Density", "LanguageModelling", "Task"]
+__all__ = ["Batch", "Classification", "Density", "LanguageModelling", "Segmentation", "Task"]

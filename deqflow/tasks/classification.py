@@ -77,9 +77,10 @@ class Classification(Task):
       classes: number of classes, from the data.
       class_names: the classes in words, for the pictures, from the data.
       levels: number of values of integer-valued images, for the pictures, from the data.
+      label_shape: `()`, one label for each example, from the data.
 
     Raises:
-      ValueError: if the data have no labels, or `label_smoothing` is out of its range.
+      ValueError: if the data have no labels, or several for an example, or `label_smoothing` is out of its range.
 
     Example:
       >>> Classification(classes=10).monitor
@@ -92,11 +93,17 @@ class Classification(Task):
     classes: Annotated[int | None, FromRuntime] = None
     class_names: Annotated[tuple[str, ...] | None, FromRuntime] = None
     levels: Annotated[int | None, FromRuntime] = None
+    label_shape: Annotated[tuple[int, ...], FromRuntime] = ()
 
     def __post_init__(self) -> None:
         check_ranges(type(self).__init__, vars(self))
         if self.classes is None:
             raise ValueError("classification needs examples with a label, and these data have none; choose labelled data or another task")
+        if self.label_shape:
+            raise ValueError(
+                f"classification needs one label for each example, and these data have labels of shape {self.label_shape}; for a class at "
+                "every pixel choose the task segmentation"
+            )
 
     @property
     def monitor(self) -> str:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 from matplotlib.figure import Figure
 
 Batch = dict[str, jax.Array]
-"""`x` of shape `(batch, *input_shape)`; `y`, integer labels of shape `(batch,)`, where there are labels; in evaluation `mask`,
+"""`x` of shape `(batch, *input_shape)`; `y`, integer labels of shape `(batch, *label_shape)`, where there are labels; in evaluation `mask`,
 float of shape `(batch,)`: 1 for an example, 0 for the padding that fills the last batch."""
 
 

@@ -40,7 +40,7 @@ def abstract_batch(spec: DataSpec, batch_size: int) -> dict[str, jax.ShapeDtypeS
     """Shapes and types of a training batch, known before any data is read."""
     batch = {"x": jax.ShapeDtypeStruct((batch_size, *spec.input_shape), np.dtype(spec.dtype))}
     if spec.classes is not None:
-        batch["y"] = jax.ShapeDtypeStruct((batch_size,), np.dtype("int32"))
+        batch["y"] = jax.ShapeDtypeStruct((batch_size, *spec.label_shape), np.dtype("int32"))
     return batch
 
 
