@@ -33,7 +33,7 @@ class DEQ(nnx.Module):
       training: what is different in training: budgets, a start by unrolling, a penalty.
 
     Raises:
-      ValueError: if the gradient does not work with the solver.
+      ValueError: if the gradient does not work with the solver, or the cell normalises over the batch.
 
     Example:
       >>> from deqflow.deq import ConvCell
@@ -57,6 +57,7 @@ class DEQ(nnx.Module):
     ) -> None:
         gradient.check(solver)
         gradient.check(eval_solver or solver)
+        _refuse_batch_statistics(cell)
         self.cell = cell
         self.solver = solver
         self.gradient = gradient
@@ -176,6 +177,15 @@ class DEQ(nnx.Module):
     def _prepared(self, x: Any, key: Key[Array, ""] | None) -> Callable[[State], State]:
         prepare = getattr(self.cell, "prepare", None)
         return prepare(x, key) if prepare else lambda z: self.cell(z, x)
+
+
+def _refuse_batch_statistics(cell: Any) -> None:
+    for path, _ in nnx.to_flat_state(nnx.state(cell, nnx.BatchStat)) if isinstance(cell, nnx.Module) else ():
+        raise ValueError(
+            f"the cell {type(cell).__name__} holds batch statistics at {'.'.join(map(str, path))}: with batch normalisation an equilibrium "
+            "depends on the sample's neighbours, and the map changes with every step of a solve; normalise every sample by itself "
+            "(deqflow.nn.GroupNorm, nnx.LayerNorm), or before the layer"
+        )
 
 
 def _stream(key: Key[Array, ""] | None, number: int) -> Key[Array, ""] | None:

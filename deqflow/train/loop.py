@@ -14,6 +14,7 @@ import numpy as np
 
 from deqflow.data.pipeline import eval_batches, train_batches
 from deqflow.data.source import Records
+from deqflow.implicit.status import Status
 from deqflow.registry import UserError
 from deqflow.train.checkpoint import Checkpoints, Record
 from deqflow.train.metrics import MetricsWriter
@@ -133,6 +134,13 @@ class Training:
             remedy = "lower the learning rate, clip gradients (optim.clip) or look at the data"
             where = f"; the last checkpoint is of step {saved[-1]}" if saved else ""
             raise UserError(f"the training loss became {numbers['loss']} within the last steps before step {step}: {remedy}{where}")
+        # A failed solve has no gradient, so that the loss stays finite while less and less is learnt.
+        if (failures := numbers.get("solver_failures", 0.0)) > 0.5:
+            raise UserError(
+                f"{failures:.0%} of the solves failed within the last steps before step {step}: {Status.DIVERGED.message} "
+                f"({Status.DIVERGED.name}); {Status.DIVERGED.remedy}, for instance by a smaller gain of the cell, a lower learning rate "
+                "or a penalty on its Jacobian (model.training.jacobian)"
+            )
 
 
 def evaluate_split(

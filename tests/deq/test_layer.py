@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from deqflow.deq import DEQ, Cell, ConvCell
-from deqflow.implicit import GMRES, Anderson, Implicit, Picard, Status
+from deqflow.implicit import GMRES, Anderson, ConvergenceError, Implicit, Newton, Picard, Shine, Status, Unrolled
 
 
 class Dense(Cell):
@@ -133,6 +133,42 @@ def test_a_cell_whose_output_differs_from_its_state(change, message):
 
     with pytest.raises(ValueError, match=message):
         DEQ(Broken())(jnp.ones((2, 3)))
+
+
+def test_batch_normalisation_in_a_cell_is_refused():
+    class Normalised(nnx.Module):
+        def __init__(self, *, rngs):
+            self.blocks = nnx.List([nnx.Linear(3, 3, rngs=rngs), nnx.BatchNorm(3, rngs=rngs)])
+
+        def __call__(self, z, x):
+            return jnp.tanh(self.blocks[1](self.blocks[0](z)) + x)
+
+    with pytest.raises(ValueError, match=r"cell Normalised holds batch statistics at blocks\.1\.mean: .*GroupNorm.*or before the layer"):
+        DEQ(Normalised(rngs=nnx.Rngs(0)))
+
+
+def test_a_gradient_that_does_not_work_with_the_solver_of_training_or_of_evaluation():
+    with pytest.raises(ValueError, match="Shine works with the solver Broyden, got Picard"):
+        DEQ(Plain(), Picard(), Shine())
+    with pytest.raises(ValueError, match="Unrolled differentiates the solver's steps, and those of Newton do not; use Implicit"):
+        DEQ(Plain(), Picard(), Unrolled(), eval_solver=Newton())
+
+
+def test_a_cell_that_diverges_gives_a_finite_output_no_gradient_and_tells_what_to_change():
+    class Growing(nnx.Module):
+        def __init__(self):
+            self.a = nnx.Param(jnp.float32(3.0))
+
+        def __call__(self, z, x):
+            return self.a[...] * z + x
+
+    layer, x = DEQ(Growing(), Picard(max_steps=100)), jnp.ones((2, 3))
+    value, gradient = nnx.value_and_grad(lambda layer: layer(x).sum())(layer)
+    assert np.isfinite(value)
+    assert gradient["cell"]["a"][...] == 0
+    assert layer.diagnostics.failures[...] == 1
+    with pytest.raises(ConvergenceError, match=r"2 of 2 samples: the iteration grew without bound.*\(DIVERGED\); damp the solver"):
+        layer.solve(x).check()
 
 
 def test_samples_are_independent_bitwise():

@@ -11,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from rich.console import Console
 
 import deqflow
 from deqflow.config import load, parse
+from deqflow.deq import DEQ, Cell
+from deqflow.models import deq_segmenter
 from deqflow.registry import UserError
 from deqflow.train import SavedRun, run
 from deqflow.train.checkpoint import Checkpoints
@@ -169,6 +172,35 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny, tmp_path):
     tiny["model"]["dropout"] = 0.0
     with pytest.raises(UserError, match="the training loss became (nan|inf) .* lower the learning rate"):
         run(parse(tiny), tmp_path / "run", quiet=True)
+
+
+class GrowingCell(Cell):
+    """A cell that no plain iteration solves: `f(z, x) = 3 z + x`."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
+        self.gain = nnx.Param(jnp.full(width, 3.0))
+
+    def prepare(self, x, key=None):
+        return lambda z: self.gain[...] * z + x
+
+    def initial(self, x):
+        return jnp.zeros_like(x)
+
+
+def test_a_cell_that_diverges_ends_the_run(tiny, tmp_path, monkeypatch):
+    config = parse(
+        tiny
+        | {
+            "data": {"kind": "mazes", "size": 5, "batch_size": 4, "examples": 8, "validation_examples": 4, "test_examples": 4},
+            "model": {"kind": "deq_segmenter", "width": 8, "solver": {"kind": "picard", "max_steps": 100}},
+            "task": {"kind": "segmentation"},
+        }
+    )
+    monkeypatch.setattr(deq_segmenter, "DEQ", lambda cell, *rest, **options: DEQ(GrowingCell(8, rngs=nnx.Rngs(0)), *rest, **options))
+    with pytest.raises(
+        UserError, match=r"100% of the solves failed .* before step 5: .*grew without bound.* \(DIVERGED\); damp the solver"
+    ):
+        run(config, tmp_path / "run", quiet=True)
 
 
 def test_a_run_whose_last_checkpoint_cannot_be_saved_is_not_finished(tiny, finished, open_path, as_nobody):
