@@ -25,8 +25,8 @@ from gradient_step import turns
 from jax import lax
 
 from deqflow.config import load
-from deqflow.deq import DEQ
-from deqflow.implicit import Anderson, Implicit, LinearFixedPoint, Picard
+from deqflow.deq import DEQ, Cell
+from deqflow.implicit import Anderson, Implicit, LinearFixedPoint, LinearSolver, Picard
 
 CONFIGS = ("digits_deq", "mnist_deq")
 SOLVERS = {"Picard": Picard(), "Anderson(5)": Anderson()}
@@ -34,7 +34,7 @@ BATCH, STEPS = 128, 20
 SIDES = {"digits_deq": 8, "mnist_deq": 7}  # of the grid of the equilibrium
 
 
-def cell_of(name: str) -> tuple[nnx.Module, jax.Array]:
+def cell_of(name: str) -> tuple[Cell, jax.Array]:
     """The cell of a config as it starts, and an input for it."""
     config = load(ROOT / "configs" / f"{name}.yaml").model
     width, side = config.arguments["width"], SIDES[name]
@@ -52,14 +52,16 @@ def measure(repeats: int) -> dict[str, Any]:
         for kind, solver in SOLVERS.items():
             solver = dataclasses.replace(solver, rtol=0.0, max_steps=STEPS)
             linear = LinearFixedPoint(solver=solver, rtol=0.0, max_steps=STEPS)
-            results.setdefault(name, {})[kind] = overhead(DEQ(cell, solver, Implicit(linear=linear)), x, cotangent, repeats)
+            layer = DEQ(cell, solver, Implicit(linear=linear))
+            results.setdefault(name, {})[kind] = overhead(layer, cell, linear, x, cotangent, repeats)
     return results
 
 
-def overhead(layer: DEQ, x: jax.Array, cotangent: jax.Array, repeats: int) -> dict[str, float]:
+def overhead(layer: DEQ, cell: Cell, linear: LinearSolver, x: jax.Array, cotangent: jax.Array, repeats: int) -> dict[str, float]:
     """The time of one training step through the layer, and over that of what it evaluates."""
     layer.train()
     graph, params, rest = nnx.split(layer, nnx.Param, ...)
+    cell_graph, cell_params, cell_rest = nnx.split(cell, nnx.Param, ...)
 
     def loss(params: nnx.State, x: jax.Array) -> jax.Array:
         return jnp.vdot(nnx.merge(graph, params, rest, copy=True)(x), cotangent)
@@ -68,15 +70,14 @@ def overhead(layer: DEQ, x: jax.Array, cotangent: jax.Array, repeats: int) -> di
         return nnx.merge(graph, params, rest, copy=True).solve(x)
 
     z, stats = jax.jit(solution)(params, x)
-    _, pull = jax.vjp(layer.cell.prepare(x), z)
-    assert isinstance(layer.gradient, Implicit)
-    solved = layer.gradient.linear.solve(lambda v: v - pull(v)[0], cotangent, batched=True)
+    _, pull = jax.vjp(cell.prepare(x), z)
+    solved = linear.solve(lambda v: v - pull(v)[0], cotangent, batched=True)
     evaluations, products = (int(s.evaluations.max()) for s in (stats, solved.stats))
 
-    def bare(params: nnx.State, x: jax.Array) -> Any:
-        def f(params: nnx.State, x: jax.Array) -> Any:
-            return nnx.merge(graph, params, rest, copy=True).cell.prepare(x)
+    def f(params: nnx.State, x: jax.Array) -> Any:
+        return nnx.merge(cell_graph, params, cell_rest, copy=True).prepare(x)
 
+    def bare(params: nnx.State, x: jax.Array) -> Any:
         with jax.default_matmul_precision("highest"):
             once = f(params, x)
             z = lax.fori_loop(0, evaluations, lambda _, z: once(z), jnp.zeros_like(x))
@@ -84,8 +85,8 @@ def overhead(layer: DEQ, x: jax.Array, cotangent: jax.Array, repeats: int) -> di
             w = lax.fori_loop(0, products, lambda _, w: pull(w)[0], cotangent)
             return jax.vjp(lambda params, x: f(params, x)(z), params, x)[1](w)
 
-    runs = {"layer": jax.jit(jax.grad(loss, (0, 1))), "bare": jax.jit(bare)}
-    seconds = turns({name: lambda run=run: jax.block_until_ready(run(params, x)) for name, run in runs.items()}, repeats)
+    runs = {"layer": (jax.jit(jax.grad(loss, (0, 1))), params), "bare": (jax.jit(bare), cell_params)}
+    seconds = turns({name: lambda run=run, p=p: jax.block_until_ready(run(p, x)) for name, (run, p) in runs.items()}, repeats)
     return {
         "ratio": seconds["layer"] / seconds["bare"],
         "layer_milliseconds": 1e3 * seconds["layer"],
