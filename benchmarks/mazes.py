@@ -67,14 +67,23 @@ def evaluate(solve: Any, x: np.ndarray, y: np.ndarray, budget: int) -> dict[str,
     }
 
 
+def forming(solve: Any, x: np.ndarray, y: np.ndarray) -> list[tuple[int, np.ndarray, int]]:
+    """One maze after each of the budgets shown, and its wrong pixels: of those solved at last the one most wrong in the middle."""
+    predicted = [solve(x, budget)[0] for budget in SHOWN]
+    wrong = np.array([(one != y).sum(axis=(1, 2)) for one in predicted])
+    chosen = int(np.where(wrong[-1] == 0, wrong[len(SHOWN) // 2], -1).argmax())
+    pictures = [overlaid(x[chosen], y[chosen], one[chosen], (0.0, 1.0)) for one in predicted]
+    return [(budget, image, int(n)) for budget, image, n in zip(SHOWN, pictures, wrong[:, chosen], strict=True)]
+
+
 def draw(rows: dict[int, list[dict[str, float]]], trained_steps: int, strip: list[tuple[int, np.ndarray, int]], path: Path) -> None:
     """The share of exact mazes and the residual against the budget, and below it how one large maze is solved."""
     plt.rcParams.update({"font.size": 9})
-    figure = plt.figure(figsize=(8, 5.4), layout="constrained")
-    grid = figure.add_gridspec(2, 10, height_ratios=(1.35, 1))
+    figure = plt.figure(figsize=(8, 4.7), layout="constrained")
+    above, below = (figure.add_subfigure(part) for part in figure.add_gridspec(2, 1, height_ratios=(1.6, 1)))
     names = {"exact": "share of mazes without a wrong pixel", "residual_median": "median relative residual"}
     for column, (name, label) in enumerate(names.items()):
-        panel = figure.add_subplot(grid[0, 5 * column : 5 * column + 5])
+        panel = above.add_subplot(1, 2, column + 1)
         for size, (_, colour) in SIZES.items():
             own = " (trained on)" if size == TRAINED else ""
             values = [row[name] for row in rows[size]]
@@ -90,7 +99,7 @@ def draw(rows: dict[int, list[dict[str, float]]], trained_steps: int, strip: lis
         else:
             panel.set_yscale("log")
     for column, (budget, image, wrong) in enumerate(strip):
-        panel = figure.add_subplot(grid[1, 2 * column : 2 * column + 2])
+        panel = below.add_subplot(1, len(strip), column + 1)
         show_image(panel, image, 0, 255)
         panel.set_title(f"{budget} steps: " + (f"{wrong} wrong" if wrong else "solved"), fontsize="small")
     figure.savefig(path, dpi=200)
@@ -111,17 +120,13 @@ def main() -> None:
     trained_steps = model.deq.solver.max_steps
     solve = evaluator(model)
 
-    rows, strip = {}, []
+    rows = {}
     for size, (count, _) in SIZES.items():
         columns = Mazes(size=size, test_examples=count).split("test").columns
         x, y = columns["x"], columns["y"]
         rows[size] = [evaluate(solve, x, y, budget) for budget in BUDGETS]
-        if size == max(SIZES):
-            longest = int(y[:BATCH].sum(axis=(1, 2)).argmax())
-            for budget in SHOWN:
-                predicted = solve(x[:BATCH], budget)[0][longest]
-                image = overlaid(x[longest], y[longest], predicted, (0.0, 1.0))
-                strip.append((budget, image, int((predicted != y[longest]).sum())))
+    columns = Mazes(size=max(SIZES), test_examples=SIZES[max(SIZES)][0]).split("test").columns
+    strip = forming(solve, columns["x"][:BATCH], columns["y"][:BATCH])
     draw(rows, trained_steps, strip, RESULTS / "mazes.png")
     at = {size: {int(row["budget"]): row["exact"] for row in rows[size]} for size in rows}
     most = max(BUDGETS)
