@@ -100,6 +100,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--run", metavar="DIR", help="the run directory to make (default: runs/NAME of the config, numbered if taken)")
     sub.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run directory")
     sub.add_argument("--quiet", action="store_true", help="show no progress")
+    several = sub.add_argument_group("several processes, which train one model together; each is started with the same arguments")
+    several.add_argument("--distributed", action="store_true", help="this is one of them; SLURM, Open MPI or a TPU pod tells which")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where no cluster tells: the address of process 0, with a free port")
+    several.add_argument("--processes", type=_positive, metavar="N", help="how many there are")
+    several.add_argument("--process", type=int, metavar="I", help="which of them this one is, from 0")
 
     sub = command("eval", _eval, "evaluate a trained model", "Evaluate the model of RUN on one split of its data.")
     takes_run(sub)
@@ -189,8 +194,14 @@ def _train(arguments: argparse.Namespace) -> int:
     if not arguments.quiet and sys.stderr.isatty():
         print("loading JAX ...", file=sys.stderr)
     from deqflow.train import run
+    from deqflow.train.processes import is_first, join
 
+    where = (arguments.coordinator, arguments.processes, arguments.process)
+    if arguments.distributed or where != (None, None, None):
+        join(*where)
     result = run(config, arguments.run, resume=arguments.resume, quiet=arguments.quiet)
+    if not is_first():
+        return 0 if result.interrupted is None else 128 + result.interrupted
     if result.interrupted is not None:
         words = ["deqflow", "train", arguments.config, *arguments.overrides, "--run", str(result.directory), "--resume"]
         if result.step:

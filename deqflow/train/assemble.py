@@ -12,6 +12,7 @@ from deqflow.data.source import Source
 from deqflow.data.spec import DataSpec
 from deqflow.registry import UserError
 from deqflow.tasks.task import Task
+from deqflow.train.placement import Placement
 from deqflow.train.step import Program, Stream, abstract_batch, random_key
 
 
@@ -37,16 +38,22 @@ class Assembly:
         """Shapes and types of a training batch."""
         return abstract_batch(self.spec, self.source.batch_size)
 
-    def program(self, model: nnx.Module) -> Program:
+    def program(self, model: nnx.Module, *, everywhere: bool = False) -> Program:
         """The compiled functions of the run.
 
+        Args:
+          model: the network, on which the structure is read.
+          everywhere: for all devices, as `train.sharding` says; otherwise for one.
+
         Raises:
-          UserError: if the model cannot take the data, or does not give what the task needs.
+          UserError: if the model cannot take the data, or does not give what the task needs, or the devices cannot share a batch.
         """
         config = self.config
         optimizer, settings = config.optim.build(), config.train.build()
+        placement = Placement.everywhere(full=settings.sharding == "full") if everywhere else Placement.here()
+        placement.require_divisible(self.source.batch_size)
         try:
-            return Program(model, self.task, optimizer, settings, config.seed, self.batch)
+            return Program(model, self.task, optimizer, settings, config.seed, self.batch, placement)
         except (ValueError, TypeError) as error:
             shapes = ", ".join(f"{name} {part.dtype}{list(part.shape)}" for name, part in self.batch.items())
             raise UserError(

@@ -130,7 +130,9 @@ class Checkpoints:
         return self._read(step, lambda: _record(self._orbax.metadata(step)))
 
     def restore(self, abstract: Shapes | None = None, step: int | None = None) -> tuple[Leaves, Record]:
-        """Read the state of `step` (by default of the newest), of the shapes and types that `abstract` names.
+        """Read the state of `step` (by default of the newest), of the shapes and types, and onto the devices, that `abstract` names.
+
+        How many devices there were when it was saved makes no difference.
 
         Raises:
           UserError: if there is no such checkpoint, it cannot be read, or it belongs to another model.
@@ -141,7 +143,8 @@ class Checkpoints:
         if abstract is not None:
             _require_same(shapes, abstract, self.directory / str(step))
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=here) for name, (shape, dtype) in shapes.items()}
+        places = {name: leaf.sharding or here for name, leaf in abstract.items()} if abstract is not None else dict.fromkeys(shapes, here)
+        target = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=places[name]) for name, (shape, dtype) in shapes.items()}
         leaves: Any = self._read(step, lambda: jax.block_until_ready(self._orbax.load(step, target)))
         return _copy(leaves), record
 

@@ -65,6 +65,8 @@ class Training:
         while step < settings.steps and not self._out_of_patience(record) and self.stop.signal is None:
             state, means = self.program.step(state, next(batches))
             step += 1
+            if step % settings.log_every == 0:
+                self.stop.agree()
             self._under_way.append((step, means["loss"]))
             self._log()  # of the step before: by now its numbers are there, and nothing waits for them
             last = step == settings.steps
@@ -151,18 +153,18 @@ def evaluate_split(
     Before every batch `check` is called, which may raise to end it.
     """
     parts: list[dict[str, np.ndarray]] = []
-    with contextlib.closing(eval_batches(records, batch_size=batch_size)) as batches:
+    with contextlib.closing(eval_batches(records, batch_size=batch_size, **program.placement.share)) as batches:
         for index, batch in enumerate(batches):
             check()
-            valid = batch.pop("mask") > 0
-            values = jax.device_get(program.evaluate(state, batch, index))
-            labels = {"y": batch["y"]} if "y" in batch else {}
-            parts.append({name: np.asarray(column)[valid] for name, column in {**values, **labels}.items()})
+            rows = jax.device_get(program.evaluate(state, program.placement.batch(batch), index))
+            valid = rows.pop("mask") > 0
+            parts.append({name: np.asarray(column)[valid] for name, column in rows.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def start(program: Program, model: Any, train: Records, batch_size: int) -> Leaves:
     """The state at step 0, after data-dependent initialisation with the first training batch."""
+    # Every process computes it alike from the whole batch.
     with contextlib.closing(train_batches(train, batch_size=batch_size, seed=program.seed)) as batches:
         batch = jax.tree.map(jnp.asarray, next(batches))
     model.train()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -20,6 +21,7 @@ from deqflow.train.directory import RunDirectory, default_directory
 from deqflow.train.loop import Training, evaluate_split, start
 from deqflow.train.machine import refusals_told, require_device
 from deqflow.train.metrics import MetricsWriter, read_rows
+from deqflow.train.processes import is_first, largest, place_to_write, wait_for_all
 from deqflow.train.progress import Progress
 from deqflow.train.signals import Stopped, StopRequest
 from deqflow.train.state import Leaves
@@ -60,7 +62,8 @@ def run(
 ) -> Result:
     """Train what a config describes, evaluate it on the test split and draw its pictures.
 
-    The same as the command `deqflow train`.
+    The same as the command `deqflow train`. In one of several processes (`jax.distributed`) it trains together with the others, which
+    call it with the same arguments; process 0 writes the run directory, which all of them must be able to read.
 
     Args:
       config: a file, the same as nested dictionaries, or a loaded `Config`.
@@ -93,6 +96,7 @@ def run(
                 return Result(directory.path, done["step"], done["selected_step"], done["test"], 0.0, pictures)
         else:
             directory.require_new()
+        wait_for_all("the run directory is as they expect")
         return _run(config, directory, resume, quiet, console or Console(stderr=True))
 
 
@@ -100,29 +104,32 @@ def _run(config: Config, directory: RunDirectory, resume: bool, quiet: bool, con
     # All that can be wrong with the config, the data or the model shows before anything is written.
     assembly = assemble(config)
     model = assembly.make_model()
-    program = assembly.program(model)
+    program = assembly.program(model, everywhere=True)
     splits = {split: assembly.source.split(split) for split in ("train", "validation", "test")}
 
     settings, batch_size = program.settings, assembly.source.batch_size
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
-        if not resume:
-            stack.enter_context(directory.created(config))
-        checkpoints = stack.enter_context(Checkpoints(directory.checkpoints, settings.keep, clean=True))
+        stop = stack.enter_context(StopRequest(largest if jax.process_count() > 1 else None))
+        ours = RunDirectory(stack.enter_context(place_to_write(directory.path)))
+        if not resume or not is_first():
+            stack.enter_context(ours.created(config))
+        checkpoints = stack.enter_context(Checkpoints(directory.checkpoints, settings.keep, clean=is_first()))
         if resume and checkpoints.steps:
             state, record = checkpoints.restore(program.abstract)
         else:
             state, record = start(program, model, splits["train"], batch_size), Record()
         begin = int(state["step"])
-        writer = stack.enter_context(MetricsWriter(directory.path, begin or None))
-        progress = stack.enter_context(Progress(settings.steps, begin, console, quiet))
+        writer = stack.enter_context(MetricsWriter(ours.path, begin or None))
+        progress = stack.enter_context(Progress(settings.steps, begin, console, quiet or not is_first()))
         if begin:
             progress.message(f"resumed from the checkpoint of step {begin}")
         batches = stack.enter_context(
-            contextlib.closing(train_batches(splits["train"], batch_size=batch_size, seed=config.seed, start=begin))
+            contextlib.closing(
+                train_batches(splits["train"], batch_size=batch_size, seed=config.seed, start=begin, **program.placement.share)
+            )
         )
         training = Training(program, splits["validation"], batch_size, writer, progress, checkpoints, stop)
-        state, record = training.fit(state, record, batches)
+        state, record = training.fit(state, record, map(program.placement.batch, batches))
         checkpoints.wait()
         step, seconds = int(state["step"]), training.seconds
 
@@ -135,16 +142,17 @@ def _run(config: Config, directory: RunDirectory, resume: bool, quiet: bool, con
                 rows = evaluate_split(program, state, splits["test"], batch_size, stop.check)
                 test = assembly.task.summarize(rows)
                 writer.write(step, "test", {**test, "selected_step": selected})
-                pictures = _draw(program, state, rows, splits["test"], directory, writer, step)
+                state = program.placement.fetched(state)
+                pictures = _draw(program, state, rows, splits["test"], ours, writer, step) if is_first() else ()
             stop.check()
         except Stopped:
             return Result(directory.path, step, None, {}, seconds, (), stop.signal)
-        directory.finish(
+        ours.finish(
             {
                 "step": step,
                 "selected_step": selected,
                 "test": test,
-                "pictures": [str(picture.relative_to(directory.path)) for picture in pictures],
+                "pictures": [str(picture.relative_to(ours.path)) for picture in pictures],
                 "seconds": seconds,
             }
         )

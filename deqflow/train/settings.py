@@ -20,6 +20,8 @@ class TrainSettings:
         parameters themselves (Polyak and Juditsky 1992); `None` for none. The decay is warmed up as `(1 + t) / (10 + t)`.
       patience: stop early after this many evaluations in a row without a better validation metric; `None` to run all steps.
       select: which parameters are tested and loaded at the end: those of the best validation metric, or the last ones.
+      sharding: what each of several devices holds of parameters, averages and optimizer state: all of it, or its part (`full`), which takes
+        less memory and more communication. Every device works on its part of a batch.
 
     Raises:
       ValueError: if a number is out of its range.
@@ -33,6 +35,7 @@ class TrainSettings:
     ema: Annotated[float, Range(gt=0, lt=1)] | None = None
     patience: Annotated[int, Range(ge=1)] | None = None
     select: Literal["best", "last"] = "best"
+    sharding: Literal["replicated", "full"] = "replicated"
 
     def __post_init__(self) -> None:
         check_ranges(type(self).__init__, vars(self))

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -19,20 +19,32 @@ class Stopped(Exception):
 class StopRequest:
     """Within its context the first SIGINT or SIGTERM is only noted, so that a step is finished and a checkpoint saved.
 
-    A second one acts at once, as it would outside.
+    A second one acts at once, as it would outside. Of several processes each may get it at another step, or only one of them at all: there
+    it counts from the next `agree` on, which all of them call after the same step.
+
+    Args:
+      largest: gives the largest of the numbers that the processes call it with; `None` for one process.
 
     Attributes:
       signal: the signal that came, or `None`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, largest: Callable[[int], int] | None = None) -> None:
         self.signal: signal.Signals | None = None
+        self._largest = largest
+        self._noted = 0
         self._before: dict[signal.Signals, Any] = {}
 
     def check(self) -> None:
-        """Raise `Stopped` if a signal came."""
+        """Raise `Stopped` if a signal came to any process."""
+        self.agree()
         if self.signal is not None:
             raise Stopped
+
+    def agree(self) -> None:
+        """Let a signal that came to any process count in all."""
+        if self._largest is not None and (number := self._largest(self._noted)):
+            self.signal = signal.Signals(number)
 
     def __enter__(self) -> "StopRequest":
         self._before = _handle(self._note)
@@ -43,7 +55,9 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.signal = signal.Signals(number)
+        self._noted = number
+        if self._largest is None:
+            self.signal = signal.Signals(number)
         self._restore()
 
     def _restore(self) -> None:

@@ -16,6 +16,7 @@ from deqflow.deq import at_step, penalties
 from deqflow.nn import refresh
 from deqflow.tasks.task import Batch, Task
 from deqflow.train.optim import Optimizer
+from deqflow.train.placement import Placement
 from deqflow.train.settings import TrainSettings
 from deqflow.train.state import Layout, Leaves, Shapes, named, restore, section, solver_numbers
 
@@ -55,30 +56,47 @@ class Program:
     Args:
       model: the network, on which the structure is read; its arrays enter by `initial`.
       batch: shapes and types of a training batch.
+      placement: the devices that share the work; one by default.
     """
 
     def __init__(
-        self, model: nnx.Module, task: Task, optimizer: Optimizer, settings: TrainSettings, seed: int, batch: Mapping[str, Any]
+        self,
+        model: nnx.Module,
+        task: Task,
+        optimizer: Optimizer,
+        settings: TrainSettings,
+        seed: int,
+        batch: Mapping[str, Any],
+        placement: Placement | None = None,
     ) -> None:
         self.layout = Layout.of(model)
         self.task = task
         self.settings = settings
         self.seed = seed
         self.transform = optimizer.transform(settings.steps)
-        self.abstract: Shapes = jax.eval_shape(self.initial, self.layout.shapes, batch)
-        self.step = jax.jit(self._step, donate_argnums=0)
-        self.evaluate = jax.jit(self._evaluate)
+        self.placement = placement if placement is not None else Placement.here()
+        shapes = jax.eval_shape(self._initial, self.layout.shapes, batch)
+        places, rows, whole = self.placement.state(shapes), self.placement.rows, self.placement.whole
+        self.abstract: Shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[name]) for name, leaf in shapes.items()}
+        self.step = jax.jit(self._step, donate_argnums=0, in_shardings=(places, rows), out_shardings=(places, whole))
+        self.evaluate = jax.jit(self._evaluate, in_shardings=(places, rows, whole), out_shardings=whole)
 
     def initial(self, leaves: Leaves, batch: Mapping[str, Any]) -> Leaves:
         """The whole state at step 0, from copies of the model's leaves, as the first step reuses the memory of the state."""
         leaves = jax.tree.map(jnp.copy, leaves)
+        places = {name: leaf.sharding for name, leaf in self.abstract.items()}
+        # Before the optimizer makes its own leaves like them, which might not fit on one device.
+        leaves = jax.device_put(leaves, {name: places[name] for name in leaves})
+        return jax.device_put(self._initial(leaves, batch), places)
+
+    def _initial(self, leaves: Leaves, batch: Mapping[str, Any]) -> Leaves:
         params = section(leaves, "params")
         state = {"step": jnp.zeros((), jnp.int32), **leaves}
         state |= named(self.transform.init(params), "optimizer")
         if self.settings.ema is not None:
             state |= {name.replace("params/", "average/", 1): jnp.copy(leaf) for name, leaf in params.items()}
         _, (numbers, _) = jax.eval_shape(self._objective, params, section(leaves, "model"), batch, random_key(0, Stream.LOSS))
-        return state | named(jax.tree.map(jnp.zeros_like, {**numbers, "gradient_norm": jnp.float32(0)}), "sums")
+        return state | named(jax.tree.map(jnp.zeros_like, {**numbers, "gradient_norm": jax.eval_shape(optax.tree.norm, params)}), "sums")
 
     def _objective(
         self, params: Leaves, variables: Leaves, batch: Batch, key: Key[Array, ""], step: Int[Array, ""] | int = 0
@@ -95,8 +113,9 @@ class Program:
         step, params = state["step"], section(state, "params")
         key = random_key(self.seed, Stream.LOSS, step)
         (_, (numbers, variables)), gradient = jax.value_and_grad(self._objective, has_aux=True)(
-            params, section(state, "model"), batch, key, step
+            self.placement.gathered(params), section(state, "model"), batch, key, step
         )
+        gradient = self.placement.spread(gradient)
         memory = restore(jax.eval_shape(self.transform.init, params), state, "optimizer")
         updates, memory = self.transform.update(gradient, memory, params)
         params = cast(Leaves, optax.apply_updates(params, updates))
@@ -125,6 +144,8 @@ class Program:
         return {name: (decay * state[name] + (1 - decay) * leaf).astype(leaf.dtype) for name, leaf in pairs.items()}
 
     def _evaluate(self, state: Leaves, batch: Batch, index: Array) -> dict[str, Array]:
-        """Values per example of one evaluation batch; the same key for the same batch at every evaluation."""
-        model = self.layout.model(state, training=False)
-        return self.task.evaluate(model, batch, random_key(self.seed, Stream.EVALUATE, index))
+        """Values per example of one evaluation batch, with its `y` and `mask`; the same key for the same batch at every evaluation."""
+        model = self.layout.model(self.placement.gathered(state), training=False)
+        known = {name: batch[name] for name in ("y", "mask") if name in batch}
+        batch = {name: column for name, column in batch.items() if name != "mask"}
+        return self.task.evaluate(model, batch, random_key(self.seed, Stream.EVALUATE, index)) | known

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from deqflow.bench.collectives import collectives
 from deqflow.implicit import (
     GMRES,
     Anderson,
@@ -108,26 +108,8 @@ def loss_of(solver, gradient):
 
 
 def collectives_in_loops(program):
-    """Every kind of communication between devices in the loops of a compiled program, and in what they call."""
-    computations, lines = {}, []
-    for line in program.splitlines():
-        if opened := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*{$", line):
-            lines = computations[opened[1]] = []
-        else:
-            lines.append(line)
-    calls = r"(?:body|condition|to_apply|calls|branch_computations|true_computation|false_computation)={?%?([\w.\-]+)"
-    inside, found = set(), set()
-    pending = [name for lines in computations.values() for line in lines if " while(" in line for name in re.findall(calls, line)]
-    assert pending
-    while pending:
-        if (name := pending.pop()) in inside:
-            continue
-        inside.add(name)
-        for line in computations[name]:
-            pending += re.findall(calls, line)
-            if used := re.search(r"= (.*) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(", line):
-                found.add(f"{used[2]} of {re.sub('{.*?}', '', used[1])}")
-    return sorted(found)
+    """Every kind of communication between devices in the loops of a compiled program."""
+    return sorted({f"{use.kind} of {', '.join(use.shapes)}" for use in collectives(program) if use.in_loop})
 
 
 def main():
