@@ -99,7 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     takes_config(sub)
     sub.add_argument("--run", metavar="DIR", help="the run directory to make (default: runs/NAME of the config, numbered if taken)")
     sub.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run directory")
-    sub.add_argument("--quiet", action="store_true", help="show no progress")
+    sub.add_argument(
+        "--allow-config-change",
+        action="store_true",
+        help="resume also with another config than the run was started with; it takes its place",
+    )
+    sub.add_argument("--quiet", action="store_true", help="show no progress, only warnings")
     several = sub.add_argument_group("several processes, which train one model together; each is started with the same arguments")
     several.add_argument("--distributed", action="store_true", help="this is one of them; SLURM, Open MPI or a TPU pod tells which")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where no cluster tells: the address of process 0, with a free port")
@@ -194,12 +199,16 @@ def _train(arguments: argparse.Namespace) -> int:
     if not arguments.quiet and sys.stderr.isatty():
         print("loading JAX ...", file=sys.stderr)
     from deqflow.train import run
+    from deqflow.train.machine import keep_compiled_programs
     from deqflow.train.processes import is_first, join
 
+    keep_compiled_programs()
+    if arguments.allow_config_change and not arguments.resume:
+        raise UserError("--allow-config-change is for --resume: a new run has no config that could change")
     where = (arguments.coordinator, arguments.processes, arguments.process)
     if arguments.distributed or where != (None, None, None):
         join(*where)
-    result = run(config, arguments.run, resume=arguments.resume, quiet=arguments.quiet)
+    result = run(config, arguments.run, resume=arguments.resume, allow_config_change=arguments.allow_config_change, quiet=arguments.quiet)
     if not is_first():
         return 0 if result.interrupted is None else 128 + result.interrupted
     if result.interrupted is not None:

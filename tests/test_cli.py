@@ -218,7 +218,7 @@ def test_missing_and_damaged_checkpoints(command, here, capsys, trained):
     for path in (here / "run" / "checkpoints" / "24" / "state" / "d").iterdir():
         path.write_bytes(path.read_bytes()[:-3])
     message = refused(capsys, here, command, "run")
-    assert "24 cannot be read and is probably damaged" in message
+    assert "24 is damaged" in message
     shutil.rmtree(here / "run" / "checkpoints")
     assert "no checkpoints" in refused(capsys, here, command, "run")
 
@@ -228,9 +228,23 @@ def test_damaged_checkpoint_on_resume(here, capsys, trained):
     (here / "run" / "DONE").unlink()
     for path in (here / "run" / "checkpoints" / "24" / "state" / "d").iterdir():
         path.write_bytes(b"")
-    assert "probably damaged; delete that folder to go on from step" in refused(
-        capsys, here, "train", "good.yaml", "--run", "run", "--resume"
-    )
+    assert main(["train", "good.yaml", "--run", "run", "--resume", "--quiet"]) == 0
+    assert "24 is damaged" in (warning := capsys.readouterr().err)
+    assert warning.count("\n") == 1
+    assert (here / "run" / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
+    events = [json.loads(line) for line in (here / "run" / "events.jsonl").read_text().splitlines()]
+    assert [(event["step"], event["event"]) for event in events] == [(18, "damaged checkpoint"), (18, "resumed")]
+
+
+def test_a_changed_config_is_refused_or_taken_over(here, capsys, trained):
+    shutil.copytree(trained, here / "run")
+    longer = ["train", "good.yaml", "train.steps=26", "--run", "run", "--resume"]
+    assert "train.steps: 24 there, 26 here" in refused(capsys, here, *longer)
+    assert "is for --resume" in refused(capsys, here, "train", "good.yaml", "--allow-config-change")
+    assert main([*longer, "--allow-config-change", "--quiet"]) == 0
+    assert "train.steps: 24 there, 26 here" in capsys.readouterr().err
+    assert json.loads((here / "run" / "DONE").read_text())["step"] == 26
+    assert main([*longer, "--quiet"]) == 0  # it is the run's own config now
 
 
 def test_an_implicit_classifier_reports_its_solver_and_has_no_samples(here, capsys):

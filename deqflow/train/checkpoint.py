@@ -2,9 +2,11 @@
 
 import dataclasses
 import errno
+import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as orbax
 
 from deqflow.registry import UserError
@@ -30,17 +33,25 @@ class Record:
       best_step: the step of the best validation metric so far, or `None` before the first evaluation.
       best_value: that metric.
       stale: evaluations in a row that did not better it.
+      sound_step: the last step that was saved on schedule while updates were made, to which a run that diverges goes back; `None` before.
     """
 
     best_step: int | None = None
     best_value: float | None = None
     stale: int = 0
+    sound_step: int | None = None
+
+
+class Damaged(UserError):
+    """A checkpoint that is gone, cannot be read, or whose checksum is not that of what was saved."""
 
 
 class Checkpoints:
     """The checkpoints of one run, `directory/STEP`, written in the background and complete or absent.
 
-    The newest `keep` stay, and the best one. Use as a context manager: leaving it waits for the last one to be on disk.
+    The newest `keep` stay, the best one, and the sound one (see `Record`). Each holds a checksum of what was saved, unless that is spread
+    over processes, so that a single flipped bit in what comes back is told. Use as a context manager: leaving it waits for the last one to
+    be on disk.
 
     Args:
       directory: created if it is missing.
@@ -56,7 +67,8 @@ class Checkpoints:
         self.directory = directory.resolve()
         self._reports = Reports()
         self._writing: tuple[int, Any] | None = None  # the step on its way to the disk, and Orbax's promise
-        self._preserve = _NewestAndBest(keep)
+        self._clean = clean
+        self._preserve = _NewestAndNamed(keep)
         every = orbax.training.save_decision_policies.FixedIntervalPolicy(1)
         if clean:
             self._remove_half_written()
@@ -97,11 +109,12 @@ class Checkpoints:
         step = int(leaves["step"])
         if step in self.steps:
             return
-        self._preserve.best = record.best_step
+        self._preserve.named = {record.best_step, record.sound_step}
         self._reports.clear()
         # On the CPU Orbax would read the very buffers that the next step reuses.
         leaves = _copy(leaves)
-        promise, failure = self._attempt(lambda: self._orbax.save_async(step, leaves, custom_metadata=dataclasses.asdict(record)))
+        remembered = dataclasses.asdict(record) | {"checksum": _checksum(leaves, record)}
+        promise, failure = self._attempt(lambda: self._orbax.save_async(step, leaves, custom_metadata=remembered))
         if failure is not None:
             raise self._unsaved(step, failure)
         self._writing = step, promise
@@ -127,7 +140,7 @@ class Checkpoints:
           UserError: if there is none, or it cannot be read.
         """
         step = self._existing(None)
-        return self._read(step, lambda: _record(self._orbax.metadata(step)))
+        return self._read(step, lambda: _record(self._orbax.metadata(step))[0])
 
     def restore(self, abstract: Shapes | None = None, step: int | None = None) -> tuple[Leaves, Record]:
         """Read the state of `step` (by default of the newest), of the shapes and types, and onto the devices, that `abstract` names.
@@ -135,25 +148,52 @@ class Checkpoints:
         How many devices there were when it was saved makes no difference.
 
         Raises:
+          Damaged: if it is not what was saved.
           UserError: if there is no such checkpoint, it cannot be read, or it belongs to another model.
         """
         self.wait()
         step = self._existing(step)
-        shapes, record = self._read(step, lambda: _shapes_and_record(self._orbax.metadata(step)))
+        metadata = self._read(step, lambda: self._orbax.metadata(step))
+        shapes, (record, checksum) = self._read(step, lambda: (_shapes(metadata), _record(metadata)))
         if abstract is not None:
             _require_same(shapes, abstract, self.directory / str(step))
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         places = {name: leaf.sharding or here for name, leaf in abstract.items()} if abstract is not None else dict.fromkeys(shapes, here)
         target = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=places[name]) for name, (shape, dtype) in shapes.items()}
         leaves: Any = self._read(step, lambda: jax.block_until_ready(self._orbax.load(step, target)))
+        found = _checksum(leaves, record)
+        if None not in (found, checksum) and found != checksum:
+            raise self._damaged(step, "its checksum is not that of what was saved")
         return _copy(leaves), record
+
+    def restore_newest(self, abstract: Shapes) -> tuple[Leaves, Record, list[str]]:
+        """Read the newest checkpoint that is sound.
+
+        Returns:
+          The state, the record, and what is wrong with the newer ones, which are removed: training makes them anew.
+
+        Raises:
+          UserError: if none can be read; then all of them stay.
+        """
+        complaints: list[UserError] = []
+        for step in reversed(self.steps):
+            try:
+                leaves, record = self.restore(abstract, step)
+            except UserError as error:  # also one that seems to belong to another model, as long as an older one does not
+                complaints.append(error)
+                continue
+            for damaged in [newer for newer in self.steps if newer > step and self._clean]:
+                if (reason := self._attempt(lambda damaged=damaged: self._orbax.delete(damaged))[1]) is not None:
+                    raise UserError(f"the damaged checkpoint {self.directory / str(damaged)} cannot be removed: {reason}")
+            return leaves, record, [str(complaint) for complaint in complaints]
+        raise complaints[0]
 
     def _existing(self, step: int | None) -> int:
         if not self.steps:
             raise UserError(f"there is no checkpoint in {self.directory}; the run has not reached its first one")
         step = self.steps[-1] if step is None else step
         if step not in self.steps:
-            raise UserError(
+            raise Damaged(
                 f"there is no checkpoint of step {step} in {self.directory}; there are {', '.join(map(str, self.steps))} (--step)"
             )
         return step
@@ -178,9 +218,12 @@ class Checkpoints:
         path = self.directory / str(step)
         if reason == os.strerror(errno.EACCES):
             raise UserError(f"the checkpoint {path} cannot be read: {reason}")
+        raise self._damaged(step, reason)
+
+    def _damaged(self, step: int, reason: str) -> Damaged:
         others = [str(other) for other in self.steps if other != step]
-        remedy = f"delete that folder to go on from step {others[-1]}" if others else "start the run anew in another folder"
-        raise UserError(f"the checkpoint {path} cannot be read and is probably damaged; {remedy} ({reason})")
+        remedy = f"use that of step {others[-1]}" if others else "start the run anew in another folder"
+        return Damaged(f"the checkpoint {self.directory / str(step)} is damaged ({reason}); {remedy}")
 
     def _unsaved(self, step: int, reason: str) -> UserError:
         return UserError(
@@ -199,32 +242,45 @@ class Checkpoints:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-class _NewestAndBest(orbax.training.preservation_policies.PreservationPolicy):
-    """Keeps the newest few checkpoints and the best."""
+class _NewestAndNamed(orbax.training.preservation_policies.PreservationPolicy):
+    """Keeps the newest few checkpoints and those of certain steps."""
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
-        self.best: int | None = None
+        self.named: set[int | None] = set()
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         del context
         first = len(checkpoints) - self.keep
-        return [index >= first or checkpoint.step == self.best for index, checkpoint in enumerate(checkpoints)]
+        return [index >= first or checkpoint.step in self.named for index, checkpoint in enumerate(checkpoints)]
 
 
 _copy = jax.jit(lambda leaves: jax.tree.map(jnp.copy, leaves))
 
 
-def _record(metadata: Any) -> Record:
+def _checksum(leaves: Leaves, record: Record) -> int | None:
+    """Of all bits that a checkpoint brings back; `None` where no process holds all of them."""
+    checksum = zlib.crc32(json.dumps(dataclasses.asdict(record), sort_keys=True).encode())
+    for name, leaf in sorted(leaves.items()):
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return None
+        whole = leaf.addressable_data(0) if leaf.is_fully_replicated else leaf
+        checksum = zlib.crc32(np.asarray(whole).tobytes(), zlib.crc32(name.encode(), checksum))
+    return checksum
+
+
+def _record(metadata: Any) -> tuple[Record, int | None]:
+    """What a checkpoint remembers besides arrays, and its checksum."""
     if not metadata.custom_metadata:
         raise ValueError("what it remembers besides arrays is missing")
-    return Record(**metadata.custom_metadata)
+    values = dict(metadata.custom_metadata)
+    return Record(**{name: value for name, value in values.items() if name != "checksum"}), values["checksum"]
 
 
-def _shapes_and_record(metadata: Any) -> tuple[dict[str, tuple[tuple[int, ...], Any]], Record]:
+def _shapes(metadata: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
     if metadata.metadata is None:
         raise ValueError("the list of its arrays is not readable")
-    return {name: (tuple(leaf.shape), jnp.dtype(leaf.dtype)) for name, leaf in metadata.metadata.items()}, _record(metadata)
+    return {name: (tuple(leaf.shape), jnp.dtype(leaf.dtype)) for name, leaf in metadata.metadata.items()}
 
 
 def _require_same(shapes: dict[str, tuple[tuple[int, ...], Any]], abstract: Shapes, where: Path) -> None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -19,12 +21,18 @@ import deqflow
 from deqflow.config import Config, differences, load
 from deqflow.registry import UserError
 
+_BEFORE_THE_CONFIG = {".lock", ".config.yaml.tmp"}
+"""What a process may leave that is killed before it has written the config."""
+
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunDirectory:
-    """`config.yaml` (resolved), `env.json`, `metrics.jsonl`, `timing.jsonl`, `checkpoints/`, `plots/`, `tensorboard/`, `DONE`.
+    """What a run leaves on disk.
+
+    `config.yaml` (resolved), `env.json`, `metrics.jsonl`, `timing.jsonl`, `events.jsonl`, `checkpoints/`, `plots/`, `tensorboard/`, at the
+    end `DONE`, and `.lock`, which the process that trains holds.
 
     Args:
       path: the directory.
@@ -44,9 +52,14 @@ class RunDirectory:
     def config_file(self) -> Path:
         return self.path / "config.yaml"
 
+    @property
+    def untouched(self) -> bool:
+        """Whether it can be taken for a new run: it is not there, or as a process left it that was killed before all else."""
+        return not self.path.exists() or (self.path.is_dir() and {path.name for path in self.path.iterdir()} <= _BEFORE_THE_CONFIG)
+
     def require_new(self) -> None:
         """Raise `UserError` if the directory is taken, or cannot be made; nothing is written."""
-        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+        if not self.untouched:
             raise UserError(f"{self.path} exists already; choose another --run, or go on with what is there by --resume")
         parent = next(folder for folder in self.path.absolute().parents if folder.exists())
         if not parent.is_dir():
@@ -55,20 +68,54 @@ class RunDirectory:
             raise UserError(f"cannot make the run directory {self.path}: no permission to write in {parent}")
 
     @contextlib.contextmanager
-    def created(self, config: Config) -> Iterator[None]:
-        """Make the directory, with its config and environment; on leaving, remove it again if there is nothing in it to go on from."""
+    def held(self, config: Config) -> Iterator[None]:
+        """Keep every other trainer out; make the directory, with config and environment, unless it is made.
+
+        One that was made here is removed on leaving if there is nothing in it to go on from.
+
+        Raises:
+          UserError: if another process trains in it.
+        """
         above = [folder for folder in self.path.absolute().parents if not folder.exists()]
-        try:
+        made = not self.config_file.is_file()
+        if made:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write("config.yaml", config.dump())
-            self._write("env.json", json.dumps(environment(), indent=2) + "\n")
+        with self._locked():
+            try:
+                if made:
+                    self._write("config.yaml", config.dump())
+                    self._write("env.json", json.dumps(environment(), indent=2) + "\n")
+                yield
+            finally:
+                if made and not self.begun:
+                    shutil.rmtree(self.path, ignore_errors=True)
+                    with contextlib.suppress(OSError):  # another run may have found a place there meanwhile
+                        for folder in above:
+                            folder.rmdir()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.path / ".lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which the kernel gives back when the process ends, however it ends
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise UserError(
+                    f"another process ({holder}) trains in {self.path}; wait for it, end it, or choose another --run"
+                ) from error
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # of a file system that has no locks
+                    raise
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
             yield
-        finally:
-            if not self.begun:
-                shutil.rmtree(self.path, ignore_errors=True)
-                with contextlib.suppress(OSError):  # another run may have found a place there meanwhile
-                    for folder in above:
-                        folder.rmdir()
+
+    def reopen(self, config: Config) -> None:
+        """Let the run, finished or not, go on with another config."""
+        self._write("config.yaml", config.dump())
+        (self.path / "DONE").unlink(missing_ok=True)
 
     @property
     def begun(self) -> bool:
@@ -87,12 +134,19 @@ class RunDirectory:
             raise UserError(f"{self.path} is not a run directory: {what}; expected what `deqflow train` has made")
         return load(self.config_file)
 
-    def require_same(self, config: Config) -> None:
-        """Raise `UserError`, listing the differences, if the run was started with another config."""
+    def require_same(self, config: Config, *, allow_change: bool = False) -> str:
+        """The differences from the config that the run was started with, one a line; nothing where there are none.
+
+        Raises:
+          UserError: if there are differences, unless they are allowed.
+        """
         changed = differences(self.config(), config)
-        if changed:
-            listed = "".join(f"\n  {path}: {before!r} there, {now!r} here" for path, before, now in changed)
-            raise UserError(f"{self.path} was started with another config, so it cannot be resumed with this one:{listed}")
+        listed = "".join(f"\n  {path}: {before!r} there, {now!r} here" for path, before, now in changed)
+        if changed and not allow_change:
+            raise UserError(
+                f"{self.path} was started with another config; undo the differences, or go on with them by --allow-config-change:{listed}"
+            )
+        return listed
 
     def finish(self, result: dict[str, Any]) -> None:
         """Mark the run as finished, with its result."""
@@ -112,10 +166,13 @@ class RunDirectory:
         return result
 
     def _write(self, name: str, text: str) -> None:
-        """Write a file whole or not at all."""
+        """Write a file whole or not at all, also when the power fails."""
         temporary = self.path / f".{name}.tmp"
         try:
-            temporary.write_text(text, encoding="utf-8")
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, self.path / name)
         except OSError:
             temporary.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,16 +17,39 @@ from deqflow.data.pipeline import eval_batches, train_batches
 from deqflow.data.source import Records
 from deqflow.implicit.status import Status
 from deqflow.registry import UserError
+from deqflow.train import guard
 from deqflow.train.checkpoint import Checkpoints, Record
 from deqflow.train.metrics import MetricsWriter
 from deqflow.train.progress import Progress
 from deqflow.train.signals import StopRequest
-from deqflow.train.state import Leaves
+from deqflow.train.state import Leaves, section
 from deqflow.train.step import Program, Stream, random_key
+
+
+@dataclasses.dataclass(frozen=True)
+class Divergence:
+    """That so many updates in a row were refused that the run cannot go on as it is.
+
+    Attributes:
+      step: of the row that tells so.
+      in_a_row: the refusals.
+      retries: how often the run has gone back before.
+      refused: the numbers of the last step that was refused.
+    """
+
+    step: int
+    in_a_row: int
+    retries: int
+    refused: dict[str, float]
 
 
 class Training:
     """The loop, with what it reports to.
+
+    The order of a step: take batch `k`; start update `k`, whose numbers nobody waits for; write the row of the step before, if it is due;
+    where they are due, write the row of this step, validate, save. So the rows of a step are on disk before its checkpoint, and a run
+    resumed from there has them all. What happens depends on rows alone, never on when they were read: a divergence that the row of step
+    `k` tells sends the run back as of step `k`, whatever was started since.
 
     Attributes:
       seconds: how long `fit` took.
@@ -51,44 +75,91 @@ class Training:
         self.seconds = 0.0
         self._began = time.perf_counter()
         self._pending: tuple[int, Leaves] | None = None
+        self._batch: Mapping[str, np.ndarray] = {}
         self._first = True
         self._under_way: collections.deque[tuple[int, jax.Array]] = collections.deque()  # steps that the device may not have finished
 
     def fit(self, state: Leaves, record: Record, batches: Iterator[Mapping[str, np.ndarray]]) -> tuple[Leaves, Record]:
-        """Train until the last step, the end of patience or a request to stop.
+        """Train until the last step, the end of patience or a request to stop; the last step is saved.
 
-        Each step: take the batch; update; then, each where it is due, log, validate and save. The rows of a step are on disk
-        before its checkpoint, so that a run resumed from there has them all.
+        Raises:
+          UserError: if the run has diverged and may not go back again.
         """
         settings = self.program.settings
-        step = int(state["step"])
+        begin = step = int(state["step"])
         while step < settings.steps and not self._out_of_patience(record) and self.stop.signal is None:
-            state, means = self.program.step(state, next(batches))
+            self._batch = next(batches)
+            state, told = self.program.step(state, self._batch)
             step += 1
             if step % settings.log_every == 0:
                 self.stop.agree()
-            self._under_way.append((step, means["loss"]))
-            self._log()  # of the step before: by now its numbers are there, and nothing waits for them
+            self._under_way.append((step, told["loss"]))
+            if (divergence := self._log()) is not None:  # the row of the step before: its numbers are there by now
+                state, step = self._back(state, record, divergence), divergence.step
+                batches = itertools.chain([self._batch], batches)
+                continue
             last = step == settings.steps
             if step % settings.log_every == 0 or last:
-                self._pending = (step, means)
-            better = False
-            if step % settings.eval_every == 0 or last:
-                self._log()
+                self._pending = (step, told)
+            validate = step % settings.eval_every == 0 or last
+            save = step % settings.checkpoint_every == 0
+            if validate or save or self.stop.signal is not None:
+                if (divergence := self._log()) is not None:
+                    state = self._back(state, record, divergence)
+                    continue
                 self._report(wait=True)
+            if validate:
                 with self.progress.pause("validating"):
                     record, better = self._validate(state, record, step)
-            ends = last or self.stop.signal is not None or self._out_of_patience(record)
-            if better or ends or step % settings.checkpoint_every == 0:
-                self._log()
-                self._report(wait=True)
-                self.writer.sync()
-                with self.progress.pause("saving"):
-                    self.checkpoints.save(state, record)
+                save = save or better
+            if save:
+                record = self._save(state, record, scheduled=True)
             self._report(wait=self._first)  # speed is counted from the end of the first step, which compiles
             self._first = False
+        if step > begin:
+            if (divergence := self._log()) is not None:
+                state = self._back(state, record, divergence)
+            record = self._save(state, record, scheduled=False)
         self.seconds = time.perf_counter() - self._began
         return state, record
+
+    def warn(self, step: int, kind: str, text: str) -> None:
+        """Show and record what happened."""
+        self.progress.warning(text)
+        self.writer.event(step, kind, text)
+
+    def _save(self, state: Leaves, record: Record, *, scheduled: bool) -> Record:
+        """Save the state; on schedule, and with updates being made, it is one to go back to."""
+        if scheduled and int(state["guard/in_a_row"]) == 0:
+            record = dataclasses.replace(record, sound_step=int(state["step"]))
+        self.writer.sync()
+        with self.progress.pause("saving"):
+            self.checkpoints.save(state, record)
+        return record
+
+    def _back(self, state: Leaves, record: Record, divergence: Divergence) -> Leaves:
+        """The state of the last sound checkpoint, at the step of the divergence, so that other batches follow."""
+        what, remedy = guard.reason(self.program.settings.guard, divergence.refused)
+        solves = guard.solves_in_words(self._statuses(state))
+        text = f"{what} and {divergence.in_a_row} updates in a row were refused before step {divergence.step}"
+        if record.sound_step is None or divergence.retries >= self.program.settings.guard.retries:
+            tried = f"; going back {divergence.retries} times did not help" if divergence.retries else ""
+            saved = self.checkpoints.steps
+            where = f"; the last checkpoint is of step {saved[-1]}" if saved else ""
+            text = f"training diverged: {text}{tried}: {'; '.join(filter(None, (solves, remedy)))}{where}"
+            self.writer.event(divergence.step, "diverged", text)
+            raise UserError(text)
+        sound, _ = self.checkpoints.restore(self.program.abstract, record.sound_step)
+        text = f"{text}; the run goes back to the parameters of step {record.sound_step} and on to other batches"
+        self.warn(divergence.step, "went back", "; ".join(filter(None, (text, solves))))
+        self._under_way.clear()
+        return self.program.retried(sound, divergence.step, divergence.retries + 1)
+
+    def _statuses(self, state: Leaves) -> dict[Status, float]:
+        """The shares of the ways in which the solves of the last batch end, where the task tells them."""
+        current = {name: state[name.replace("average/", "params/", 1)] for name in state}  # the average has not diverged
+        ends = np.asarray(self.program.evaluate(current, self._batch, 0).get("status", ()))
+        return {status: float(np.mean(ends == status)) for status in Status if ends.size}
 
     def _out_of_patience(self, record: Record) -> bool:
         patience = self.program.settings.patience
@@ -97,7 +168,7 @@ class Training:
     def _validate(self, state: Leaves, record: Record, step: int) -> tuple[Record, bool]:
         task = self.program.task
         numbers = task.summarize(evaluate_split(self.program, state, self.validation, self.batch_size))
-        numbers |= task.inspect(self.program.layout.model(state, training=False))
+        numbers |= task.inspect(self.program.layout.model(self.program.placement.fetched(state), training=False))
         self.writer.write(step, "validation", numbers)
         value = numbers[task.monitor]
         shown = "  ".join(f"{name} {number:.4g}" for name, number in numbers.items())
@@ -108,7 +179,8 @@ class Training:
         if gain < 0:
             return dataclasses.replace(record, stale=record.stale + 1), False
         # Of equals the later is kept, having seen more data, but it is no reason for more patience.
-        return Record(step, value, 0 if gain > 0 else record.stale + 1), True
+        stale = 0 if gain > 0 else record.stale + 1
+        return dataclasses.replace(record, best_step=step, best_value=value, stale=stale), True
 
     def _report(self, wait: bool = False) -> None:
         """Tell the progress of the newest step that the device has finished; with `wait`, of the newest one there is."""
@@ -119,30 +191,25 @@ class Training:
         if done is not None:
             self.progress.update(done)
 
-    def _log(self) -> None:
-        """Write the row that is waiting, if any."""
+    def _log(self) -> Divergence | None:
+        """Write the row that is waiting, if any; return the divergence that it tells."""
         if self._pending is None:
-            return
-        step, means = self._pending
+            return None
+        step, told = self._pending
         self._pending = None
-        numbers = {name: float(value) for name, value in jax.device_get(means).items()}
+        values = {name: value.item() for name, value in jax.device_get(told).items()}
+        refused = {name.partition("/")[2]: value for name, value in section(values, "refused").items()}
+        numbers = {name: value for name, value in values.items() if "/" not in name}
         while self._under_way and self._under_way[0][0] <= step:
             self._under_way.popleft()
         self.progress.update(step, numbers)
         self.writer.write(step, "train", numbers)
         self.writer.timing(step, time.perf_counter() - self._began, self.progress.steps_per_second)
-        if not math.isfinite(numbers["loss"]):
-            saved = self.checkpoints.steps
-            remedy = "lower the learning rate, clip gradients (optim.clip) or look at the data"
-            where = f"; the last checkpoint is of step {saved[-1]}" if saved else ""
-            raise UserError(f"the training loss became {numbers['loss']} within the last steps before step {step}: {remedy}{where}")
-        # A failed solve has no gradient, so that the loss stays finite while less and less is learnt.
-        if (failures := numbers.get("solver_failures", 0.0)) > 0.5:
-            raise UserError(
-                f"{failures:.0%} of the solves failed within the last steps before step {step}: {Status.DIVERGED.message} "
-                f"({Status.DIVERGED.name}); {Status.DIVERGED.remedy}, for instance by a smaller gain of the cell, a lower learning rate "
-                "or a penalty on its Jacobian (model.training.jacobian)"
-            )
+        if values["refused"]:
+            what, _ = guard.reason(self.program.settings.guard, refused)
+            self.warn(step, "refused", f"{values['refused']} updates refused before step {step}; of the last, {what}")
+        in_a_row = int(values["guard/in_a_row"])
+        return Divergence(step, in_a_row, int(values["guard/retries"]), refused) if in_a_row >= self.program.patience else None
 
 
 def evaluate_split(

@@ -1,8 +1,9 @@
-"""What a run measures, on disk: `metrics.jsonl`, `timing.jsonl` and TensorBoard event files."""
+"""What a run measures, on disk: `metrics.jsonl`, `timing.jsonl`, `events.jsonl` and TensorBoard event files."""
 
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +28,8 @@ class MetricsWriter:
     `metrics.jsonl` holds what training computes, and is the same for two runs of the same config on the same machine: keys are
     `step`, `split`, then the rest in alphabetical order, numbers as Python's `repr` writes them. JSON has no number that is not
     finite, so those are the strings `"nan"`, `"inf"` and `"-inf"`, which `read_rows` turns back. `timing.jsonl` holds the clock,
-    which never repeats. The event files under `tensorboard/` show the finite ones of these numbers as `split/name`.
+    which never repeats; `events.jsonl` what befell the processes of the run, one after the other, and nothing of it is ever dropped. The
+    event files under `tensorboard/` show the finite ones of the numbers as `split/name`.
 
     A resumed run must look as if it had never stopped: rows after the step that was restored, a test (which comes last), and
     a last line that was being written when the run was killed, are dropped. For this to be exact, the trainer writes the rows of
@@ -51,9 +53,9 @@ class MetricsWriter:
 
     def __init__(self, run_dir: Path, resume_step: int | None = None) -> None:
         self._files: dict[str, TextIO] = {}
-        for name in ("metrics", "timing"):
+        for name in ("metrics", "timing", "events"):
             path = run_dir / f"{name}.jsonl"
-            _keep_until(path, -1 if resume_step is None else resume_step)
+            _keep_until(path, math.inf if name == "events" else -1 if resume_step is None else resume_step)
             self._files[name] = path.open("a", encoding="utf-8", newline="\n")
         first = 0 if resume_step is None else resume_step + 1
         self._events = Events(run_dir / "tensorboard", first)
@@ -74,6 +76,10 @@ class MetricsWriter:
             row["steps_per_second"] = float(steps_per_second)
             self._events.scalar("time/steps_per_second", float(steps_per_second), step)
         self._append("timing", row)
+
+    def event(self, step: int, kind: str, message: str) -> None:
+        """Add a row to `events.jsonl`: when the process was at `step`, something of that kind happened."""
+        self._append("events", {"step": int(step), "event": kind, "message": message, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
     def picture(self, step: int, name: str, figure: Figure) -> None:
         """Show `figure` among TensorBoard's images."""
@@ -133,7 +139,7 @@ def _parse(path: Path) -> list[tuple[Row, str]]:
     return parsed
 
 
-def _keep_until(path: Path, step: int) -> None:
+def _keep_until(path: Path, step: float) -> None:
     """Drop the rows after `step`, and those of the test that ends a run, from the file, all at once; create it where there is none."""
     rows = _parse(path) if path.exists() and step >= 0 else []
     kept = [line for row, line in rows if int(row["step"]) <= step and row.get("split") != "test"]

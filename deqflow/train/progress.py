@@ -32,7 +32,7 @@ class Progress:
       total: number of the last step.
       start: number of the step that training starts from; not 0 in a resumed run.
       console: where to write; standard error by default.
-      quiet: show nothing at all.
+      quiet: show nothing but warnings.
       clock: seconds since some fixed moment.
 
     Example:
@@ -100,6 +100,10 @@ class Progress:
         """Print a line of its own, above the bar where there is one."""
         if not self._quiet:
             self._print(text)
+
+    def warning(self, text: str) -> None:
+        """Print a line that nobody should miss, also when quiet."""
+        self._print(text)
 
     @contextlib.contextmanager
     def pause(self, what: str) -> Iterator[None]:

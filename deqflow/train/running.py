@@ -15,7 +15,7 @@ from deqflow.config import Config, load, parse
 from deqflow.data.pipeline import train_batches
 from deqflow.data.source import Records
 from deqflow.train.assemble import assemble
-from deqflow.train.checkpoint import Checkpoints, Record
+from deqflow.train.checkpoint import Checkpoints, Damaged, Record
 from deqflow.train.curves import learning_curves
 from deqflow.train.directory import RunDirectory, default_directory
 from deqflow.train.loop import Training, evaluate_split, start
@@ -56,6 +56,7 @@ def run(
     run_dir: str | Path | None = None,
     *,
     resume: bool = False,
+    allow_config_change: bool = False,
     overrides: Sequence[str] = (),
     quiet: bool = False,
     console: Console | None = None,
@@ -68,7 +69,8 @@ def run(
     Args:
       config: a file, the same as nested dictionaries, or a loaded `Config`.
       run_dir: where to write; by default `runs/NAME` after the file's name, numbered if that is taken.
-      resume: go on from the newest checkpoint in `run_dir`, if there is one; a finished run is returned as it is.
+      resume: go on from the newest checkpoint in `run_dir` that is sound, if there is one; a finished run is returned as it is.
+      allow_config_change: resume also with another config than the run was started with, which takes its place; a finished run goes on.
       overrides: changes such as `"train.steps=100"`, for a file or dictionaries.
       quiet: show no progress.
       console: where progress is shown; standard error by default.
@@ -89,18 +91,19 @@ def run(
     require_device()
     with refusals_told(f"cannot write the run directory {where}", "lower data.batch_size, or make the model smaller"):
         directory = RunDirectory(Path(run_dir)) if run_dir is not None else default_directory(name, resume=resume)
-        if resume:
-            directory.require_same(config)
-            if (done := directory.result()) is not None:
+        changes = ""
+        if resume and not (directory.path.exists() and directory.untouched):
+            changes = directory.require_same(config, allow_change=allow_config_change)
+            if not changes and (done := directory.result()) is not None:
                 pictures = tuple(directory.path / picture for picture in done["pictures"])
                 return Result(directory.path, done["step"], done["selected_step"], done["test"], 0.0, pictures)
-        else:
+        elif not resume:
             directory.require_new()
         wait_for_all("the run directory is as they expect")
-        return _run(config, directory, resume, quiet, console or Console(stderr=True))
+        return _run(config, directory, changes, quiet, console or Console(stderr=True))
 
 
-def _run(config: Config, directory: RunDirectory, resume: bool, quiet: bool, console: Console) -> Result:
+def _run(config: Config, directory: RunDirectory, changes: str, quiet: bool, console: Console) -> Result:
     # All that can be wrong with the config, the data or the model shows before anything is written.
     assembly = assemble(config)
     model = assembly.make_model()
@@ -111,24 +114,31 @@ def _run(config: Config, directory: RunDirectory, resume: bool, quiet: bool, con
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest(largest if jax.process_count() > 1 else None))
         ours = RunDirectory(stack.enter_context(place_to_write(directory.path)))
-        if not resume or not is_first():
-            stack.enter_context(ours.created(config))
+        stack.enter_context(ours.held(config))
         checkpoints = stack.enter_context(Checkpoints(directory.checkpoints, settings.keep, clean=is_first()))
-        if resume and checkpoints.steps:
-            state, record = checkpoints.restore(program.abstract)
+        complaints: list[str] = []
+        if checkpoints.steps:
+            state, record, complaints = checkpoints.restore_newest(program.abstract)
         else:
             state, record = start(program, model, splits["train"], batch_size), Record()
         begin = int(state["step"])
+        if changes:
+            ours.reopen(config)
         writer = stack.enter_context(MetricsWriter(ours.path, begin or None))
         progress = stack.enter_context(Progress(settings.steps, begin, console, quiet or not is_first()))
-        if begin:
-            progress.message(f"resumed from the checkpoint of step {begin}")
         batches = stack.enter_context(
             contextlib.closing(
                 train_batches(splits["train"], batch_size=batch_size, seed=config.seed, start=begin, **program.placement.share)
             )
         )
         training = Training(program, splits["validation"], batch_size, writer, progress, checkpoints, stop)
+        for complaint in complaints:
+            training.warn(begin, "damaged checkpoint", complaint)
+        if changes:
+            training.warn(begin, "config changed", f"the run goes on with another config:{changes}")
+        if begin:
+            progress.message(f"resumed from the checkpoint of step {begin}")
+            writer.event(begin, "resumed", f"resumed from the checkpoint of step {begin}")
         state, record = training.fit(state, record, map(program.placement.batch, batches))
         checkpoints.wait()
         step, seconds = int(state["step"]), training.seconds
@@ -138,7 +148,11 @@ def _run(config: Config, directory: RunDirectory, resume: bool, quiet: bool, con
             stop.check()
             with progress.pause("testing"):
                 if selected != step:
-                    state, _ = checkpoints.restore(program.abstract, selected)
+                    try:
+                        state, _ = checkpoints.restore(program.abstract, selected)
+                    except Damaged as error:
+                        training.warn(step, "damaged checkpoint", f"{error}; the parameters of step {step} are tested in place of the best")
+                        selected = step
                 rows = evaluate_split(program, state, splits["test"], batch_size, stop.check)
                 test = assembly.task.summarize(rows)
                 writer.write(step, "test", {**test, "selected_step": selected})
@@ -146,6 +160,7 @@ def _run(config: Config, directory: RunDirectory, resume: bool, quiet: bool, con
                 pictures = _draw(program, state, rows, splits["test"], ours, writer, step) if is_first() else ()
             stop.check()
         except Stopped:
+            writer.event(step, "interrupted", f"interrupted by {stop.signal.name if stop.signal else 'a signal'} after step {step}")
             return Result(directory.path, step, None, {}, seconds, (), stop.signal)
         ours.finish(
             {

@@ -53,7 +53,9 @@ class SavedRun:
         assembly = assemble(config)
         program = assembly.program(nnx.eval_shape(assembly.make_model))
         with Checkpoints(directory.checkpoints, program.settings.keep) as checkpoints:
-            if step is None and program.settings.select == "best":
+            if step is None and (done := directory.result()) is not None:
+                step = done["selected_step"]
+            elif step is None and program.settings.select == "best":
                 step = checkpoints.record().best_step
             state, _ = checkpoints.restore(program.abstract, step)
         return cls(assembly, program, state, int(state["step"]))

@@ -7,6 +7,33 @@ from deqflow.registry import Range, check_ranges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Which updates are not made, and when a run has diverged.
+
+    An update is refused, as if its batch had not been there, if the loss or the gradient is not finite, if too many solves fail, or if the
+    loss stands out. After a number of refusals in a row the run has diverged: it goes back to its last sound checkpoint and on to other
+    batches, or ends.
+
+    Args:
+      failures: refuse an update in which more than this share of the solves failed; their samples have no gradient.
+      spike: refuse an update whose loss exceeds the running mean of the last 50 by this many mean absolute deviations; `None` for no limit.
+      in_a_row: so many refusals in a row are a divergence.
+      retries: how often a run goes back before it ends.
+
+    Raises:
+      ValueError: if a number is out of its range.
+    """
+
+    failures: Annotated[float, Range(gt=0, le=1)] = 0.5
+    spike: Annotated[float, Range(gt=0)] | None = None
+    in_a_row: Annotated[int, Range(ge=1)] = 10
+    retries: Annotated[int, Range(ge=0)] = 2
+
+    def __post_init__(self) -> None:
+        check_ranges(type(self).__init__, vars(self))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """How long to train, and how often to log, evaluate and save.
 
@@ -22,6 +49,7 @@ class TrainSettings:
       select: which parameters are tested and loaded at the end: those of the best validation metric, or the last ones.
       sharding: what each of several devices holds of parameters, averages and optimizer state: all of it, or its part (`full`), which takes
         less memory and more communication. Every device works on its part of a batch.
+      guard: which updates are not made, and when a run has diverged.
 
     Raises:
       ValueError: if a number is out of its range.
@@ -36,6 +64,7 @@ class TrainSettings:
     patience: Annotated[int, Range(ge=1)] | None = None
     select: Literal["best", "last"] = "best"
     sharding: Literal["replicated", "full"] = "replicated"
+    guard: Guard = Guard()
 
     def __post_init__(self) -> None:
         check_ranges(type(self).__init__, vars(self))

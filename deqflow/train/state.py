@@ -16,7 +16,8 @@ T = TypeVar("T")
 Shapes = dict[str, jax.ShapeDtypeStruct]
 Leaves = dict[str, jax.Array]
 """Arrays by name. The part before the first slash is the role: `params`, `average` (of the parameters), `model` (variables that
-are not parameters), `optimizer`, `sums` (of the logged numbers since the last row), and `step` alone."""
+are not parameters), `optimizer`, `sums` (of the logged numbers since the last row), `guard` and `refused` (see `deqflow.train.guard`), and
+`step` alone."""
 
 
 def named(tree: Any, role: str) -> dict[str, Any]:

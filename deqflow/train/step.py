@@ -15,6 +15,7 @@ from deqflow.data.spec import DataSpec
 from deqflow.deq import at_step, penalties
 from deqflow.nn import refresh
 from deqflow.tasks.task import Batch, Task
+from deqflow.train import guard
 from deqflow.train.optim import Optimizer
 from deqflow.train.placement import Placement
 from deqflow.train.settings import TrainSettings
@@ -51,7 +52,8 @@ class Program:
     One training step on the state `s` and a batch is
     `g = ∇ (loss + penalties)(s.params)`, `s.optimizer, u = update(g)`, `s.params += u`,
     `s.average = d s.average + (1 - d) s.params`,
-    compiled as one function that may reuse the memory of the old state for the new (donation).
+    or nothing of it where the guard refuses the update; compiled as one function that may reuse the memory of the old state for the new
+    (donation).
 
     Args:
       model: the network, on which the structure is read; its arrays enter by `initial`.
@@ -74,6 +76,7 @@ class Program:
         self.settings = settings
         self.seed = seed
         self.transform = optimizer.transform(settings.steps)
+        self.patience = min(settings.guard.in_a_row, settings.steps)  # with refusals
         self.placement = placement if placement is not None else Placement.here()
         shapes = jax.eval_shape(self._initial, self.layout.shapes, batch)
         places, rows, whole = self.placement.state(shapes), self.placement.rows, self.placement.whole
@@ -96,7 +99,9 @@ class Program:
         if self.settings.ema is not None:
             state |= {name.replace("params/", "average/", 1): jnp.copy(leaf) for name, leaf in params.items()}
         _, (numbers, _) = jax.eval_shape(self._objective, params, section(leaves, "model"), batch, random_key(0, Stream.LOSS))
-        return state | named(jax.tree.map(jnp.zeros_like, {**numbers, "gradient_norm": jax.eval_shape(optax.tree.norm, params)}), "sums")
+        shapes = {**numbers, "gradient_norm": jax.eval_shape(optax.tree.norm, params)}
+        zeros = jax.tree.map(lambda number: jnp.zeros(number.shape, number.dtype), shapes)
+        return state | named(zeros, "sums") | guard.fresh(self.settings.guard, zeros)
 
     def _objective(
         self, params: Leaves, variables: Leaves, batch: Batch, key: Key[Array, ""], step: Int[Array, ""] | int = 0
@@ -109,7 +114,7 @@ class Program:
         return loss, ({"loss": loss, **numbers, **solver_numbers(model)}, section(self.layout.leaves(model), "model"))
 
     def _step(self, state: Leaves, batch: Batch) -> tuple[Leaves, Leaves]:
-        """The next state, and the means of the logged numbers since the last row."""
+        """The next state, and what is told of the steps since the last row: means over the updates that were made, the guard's leaves."""
         step, params = state["step"], section(state, "params")
         key = random_key(self.seed, Stream.LOSS, step)
         (_, (numbers, variables)), gradient = jax.value_and_grad(self._objective, has_aux=True)(
@@ -119,22 +124,28 @@ class Program:
         memory = restore(jax.eval_shape(self.transform.init, params), state, "optimizer")
         updates, memory = self.transform.update(gradient, memory, params)
         params = cast(Leaves, optax.apply_updates(params, updates))
+        numbers |= {"gradient_norm": optax.tree.norm(gradient)}
+        since = step % self.settings.log_every
+        updated, guarded = guard.judge(self.settings.guard, self.patience, numbers, state, since == 0)
+        new = {**params, **variables, **named(memory, "optimizer"), **self._average(state, params)}
 
         # The sums live in the state, so that a resumed run logs the same means, and logging costs no transfer per step.
-        since = step % self.settings.log_every
-        numbers |= {"gradient_norm": optax.tree.norm(gradient)}
-        sums = {name: jnp.where(since == 0, 0, state[f"sums/{name}"]) + value for name, value in numbers.items()}
-        means = {name: value / (since + 1) for name, value in sums.items()}
+        sums = {name: jnp.where(since == 0, 0, state[f"sums/{name}"]) + jnp.where(updated, value, 0) for name, value in numbers.items()}
+        count = since + 1 - guarded["guard/since_row"]
+        means = {name: value / count for name, value in sums.items()} | {"refused": guarded["guard/since_row"]}
 
         state = {
             "step": step + 1,
-            **params,
-            **variables,
-            **named(memory, "optimizer"),
+            **{name: jnp.where(updated, leaf, state[name]) for name, leaf in new.items()},
             **named(sums, "sums"),
-            **self._average(state, params),
+            **guarded,
         }
-        return state, means
+        return state, means | guarded
+
+    def retried(self, sound: Leaves, step: int, retries: int) -> Leaves:
+        """The state that goes on at `step` from an earlier one that was sound: its batches are not seen again."""
+        counts = {"step": np.int32(step), "guard/retries": np.int32(retries)}
+        return {**sound, **{name: jax.device_put(count, self.abstract[name].sharding) for name, count in counts.items()}}
 
     def _average(self, state: Leaves, params: Leaves) -> Leaves:
         if self.settings.ema is None:

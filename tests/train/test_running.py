@@ -55,7 +55,20 @@ class Alarm(io.StringIO):
 
 def test_run_directory(finished):
     names = {path.name for path in finished.directory.iterdir()}
-    assert names == {"config.yaml", "env.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "plots", "tensorboard", "DONE"}
+    assert names == {
+        *(
+            "config.yaml",
+            "env.json",
+            "metrics.jsonl",
+            "timing.jsonl",
+            "events.jsonl",
+            "checkpoints",
+            "plots",
+            "tensorboard",
+            "DONE",
+            ".lock",
+        )
+    }
     rows = read_rows(finished.directory / "metrics.jsonl")
     assert [(row["step"], row["split"]) for row in rows] == [
         (5, "train"), (8, "validation"), (10, "train"), (15, "train"), (16, "validation"), (20, "train"), (24, "train"),
@@ -198,7 +211,7 @@ def test_a_cell_that_diverges_ends_the_run(tiny, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(deq_segmenter, "DEQ", lambda cell, *rest, **options: DEQ(GrowingCell(8, rngs=nnx.Rngs(0)), *rest, **options))
     with pytest.raises(
-        UserError, match=r"100% of the solves failed .* before step 5: .*grew without bound.* \(DIVERGED\); damp the solver"
+        UserError, match=r"100% of the solves failed .*: of its solves 100% ended DIVERGED: .*grew without.*; damp the solver"
     ):
         run(config, tmp_path / "run", quiet=True)
 
