@@ -327,7 +327,7 @@ def test_the_speed_is_that_of_the_device_from_the_first_row_on(tiny, tmp_path, m
     true = (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])
     assert len(rows) == 8
     for row in rows:
-        assert row["steps_per_second"] < 3 * true
+        assert row["steps_per_second"] < 10 * true  # of dispatch alone it would be a hundred times
 
 
 def test_training_learns(finished):
