@@ -40,8 +40,10 @@ def measure(name: str, overrides: list[str], devices: int, full: bool) -> dict[s
     settings = config.train.build()
     program = Program(model, assembly.task, config.optim.build(), settings, config.seed, assembly.batch, placement)
     compiled = program.step.lower(program.abstract, assembly.batch).compile()
-    found = collectives(compiled.as_text())
-    memory = compiled.memory_analysis()
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    assert text is not None
+    assert memory is not None
+    found = collectives(text)
     outside = {kind: sum(use.bytes for use in found if use.kind == kind and not use.in_loop) for kind in {use.kind for use in found}}
     return {
         "parameters": nbytes(program.abstract, "params"),

@@ -15,6 +15,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 def write_result(name: str, metrics: Mapping[str, Any], expected: Mapping[str, Any], seconds: float) -> Path:
     """Keep a result as `results/NAME.json`, with the command, versions, device and commit that made it, and print it.
 
+    What another platform than the CPU has measured is kept beside, in `results/gpu/` or `results/tpu/`.
+
     Args:
       name: of the benchmark.
       metrics: what was measured.
@@ -32,7 +34,8 @@ def write_result(name: str, metrics: Mapping[str, Any], expected: Mapping[str, A
         "versions": here["versions"],
         "commit": here["commit"],
     }
-    path = RESULTS / f"{name}.json"
+    platform = here["device"]["platform"]
+    path = RESULTS / ("" if platform == "cpu" else platform) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=2)
     path.write_text(text + "\n")

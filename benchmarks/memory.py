@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import RESULTS, write_result
+from common import write_result
 from flax import nnx
 from jax import lax
 
@@ -91,7 +91,7 @@ def main() -> None:
         "gradient error of implicit": "<= 1e-4 where the solver has converged",
     }
     path = write_result("memory", metrics, expected, time.perf_counter() - began)
-    draw(studies).savefig(RESULTS / path.with_suffix(".png").name, dpi=200)
+    draw(studies).savefig(path.with_suffix(".png"), dpi=200)
 
 
 if __name__ == "__main__":
