@@ -50,11 +50,11 @@ def start(config: Path, run: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def phase(run: Path, steps: int) -> str:
+def phase(run: Path, steps: int, process: int) -> str:
     """What the process that died just now was doing, by what it left."""
-    checkpoints = run / "checkpoints"
-    if not (run / "config.yaml").exists():
-        return "start"
+    checkpoints, lock = run / "checkpoints", run / ".lock"
+    if not lock.exists() or f"process {process} " not in lock.read_text():
+        return "loading"
     if (run / "DONE").exists():
         return "end"
     if any(checkpoints.glob("*.orbax-checkpoint-tmp*")):
@@ -101,8 +101,8 @@ def campaign(name: str, kills: int, folder: Path, rng: random.Random) -> dict[st
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.communicate()
-                phases[phase(run, steps)] += 1
-                print(name, phases.total(), phase(run, steps), flush=True)
+                phases[doing := phase(run, steps, process.pid)] += 1
+                print(name, phases.total(), doing, flush=True)
                 continue
             if process.returncode != 0:
                 raise RuntimeError(f"a resumed trainer failed: {error.decode()}")
