@@ -54,17 +54,19 @@ def round_trip(bijector: Bijector, x: jax.Array) -> dict[str, float]:
     }
 
 
-def study(name: str, folder: Path) -> dict[str, Any]:
+def study(name: str, folder: Path, x: np.ndarray | None = None) -> dict[str, Any]:
+    """The result of a config, and how well its model inverts `x`, by default points in the plane."""
     result = run(ROOT / "configs" / f"{name}.yaml", folder, resume=folder.exists())
     model: Any = load(folder)
-    x = jnp.asarray(np.random.default_rng(0).uniform(-4, 4, (4096, 2)), jnp.float32)
+    if x is None:
+        x = np.random.default_rng(0).uniform(-4, 4, (4096, 2))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     return {
         **result.test,
         "selected_step": result.selected_step,
         "train_seconds": round(json.loads((folder / "DONE").read_text())["seconds"], 1),
         "parameters": parameters,
-        **round_trip(model.flow.bijector, x),
+        **round_trip(model.flow.bijector, jnp.asarray(x, jnp.float32)),
         "lipschitz_bounds": [round(b, 4) for b in model.lipschitz_bounds()],
     }
 

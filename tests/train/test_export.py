@@ -16,6 +16,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 # Layers that differ in their numbers alone need not be traced several times.
 FEWER = {
+    "bsds300_implicit": ["model.blocks=1"],
+    "bsds300_realnvp": ["model.couplings=2"],
+    "bsds300_residual": ["model.blocks=1"],
     "checkerboard_implicit": ["model.blocks=1"],
     "checkerboard_realnvp": ["model.couplings=2"],
     "checkerboard_residual": ["model.blocks=1"],
@@ -36,6 +39,8 @@ def stand_ins(tmp_path_factory):
     for split in ("train", "t10k"):
         (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(idx(np.arange(20 * 28 * 28).reshape(20, 28, 28) % 256))
         (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(idx(np.arange(20) % 10))
+    (folder / "data").mkdir()
+    np.savez(folder / "data" / "bsds300.npz", **dict.fromkeys(("train", "validation", "test"), np.zeros((20, 63), np.float32)))
     (folder / "input.txt").write_text(100 * (string.ascii_letters + "\n !$&',-.3:;?"))
     return {"arrays": [f"data.folder={folder}"], "text": [f"data.path={folder / 'input.txt'}"]}
 
