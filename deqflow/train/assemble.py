@@ -51,7 +51,7 @@ class Assembly:
         config = self.config
         optimizer, settings = config.optim.build(), config.train.build()
         placement = Placement.everywhere(full=settings.sharding == "full") if everywhere else Placement.here()
-        placement.require_divisible(self.source.batch_size)
+        placement.require_divisible(self.source.batch_size, settings.accumulate)
         try:
             return Program(model, self.task, optimizer, settings, config.seed, self.batch, placement)
         except (ValueError, TypeError) as error:

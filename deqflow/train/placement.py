@@ -65,16 +65,16 @@ class Placement:
         processes = sorted({device.process_index for device in self.devices})
         return {"process_index": processes.index(jax.process_index()), "process_count": len(processes)}
 
-    def require_divisible(self, batch_size: int) -> None:
-        """Raise `UserError` unless the devices can share a batch equally."""
-        count = len(self.devices)
+    def require_divisible(self, batch_size: int, parts: int = 1) -> None:
+        """Raise `UserError` unless the devices can share every one of `parts` equal parts of a batch equally."""
+        count = len(self.devices) * parts
         if batch_size % count:
             below = batch_size - batch_size % count
             sizes = " or ".join(str(size) for size in (below, below + count) if size)
-            raise UserError(
-                f"data.batch_size must be a multiple of the number of devices, {count}, got {batch_size}; choose {sizes}, or let JAX see "
-                "fewer devices (CUDA_VISIBLE_DEVICES)"
-            )
+            devices = f"the number of devices, {len(self.devices)}" if len(self.devices) > 1 or parts == 1 else ""
+            factor = " times ".join(filter(None, [devices, f"train.accumulate, {parts}" if parts > 1 else ""]))
+            remedy = ", or let JAX see fewer devices (CUDA_VISIBLE_DEVICES)" if len(self.devices) > 1 else ""
+            raise UserError(f"data.batch_size must be a multiple of {factor}, got {batch_size}; choose {sizes}{remedy}")
 
     def state(self, shapes: Shapes) -> dict[str, Sharding]:
         """How every leaf of a state lies on the devices."""

@@ -47,6 +47,8 @@ class TrainSettings:
         parameters themselves (Polyak and Juditsky 1992); `None` for none. The decay is warmed up as `(1 + t) / (10 + t)`.
       patience: stop early after this many evaluations in a row without a better validation metric; `None` to run all steps.
       select: which parameters are tested and loaded at the end: those of the best validation metric, or the last ones.
+      accumulate: in how many parts, one after the other, a batch is worked on; their gradients are averaged, so that a step is that of the
+        whole batch and needs the memory of a part.
       sharding: what each of several devices holds of parameters, averages and optimizer state: all of it, or its part (`full`), which takes
         less memory and more communication. Every device works on its part of a batch.
       guard: which updates are not made, and when a run has diverged.
@@ -63,6 +65,7 @@ class TrainSettings:
     ema: Annotated[float, Range(gt=0, lt=1)] | None = None
     patience: Annotated[int, Range(ge=1)] | None = None
     select: Literal["best", "last"] = "best"
+    accumulate: Annotated[int, Range(ge=1)] = 1
     sharding: Literal["replicated", "full"] = "replicated"
     guard: Guard = Guard()
 

@@ -98,7 +98,8 @@ class Program:
         state |= named(self.transform.init(params), "optimizer")
         if self.settings.ema is not None:
             state |= {name.replace("params/", "average/", 1): jnp.copy(leaf) for name, leaf in params.items()}
-        _, (numbers, _) = jax.eval_shape(self._objective, params, section(leaves, "model"), batch, random_key(0, Stream.LOSS))
+        step, key = state["step"], random_key(0, Stream.LOSS)
+        _, numbers, _ = jax.eval_shape(self._gradient, params, section(leaves, "model"), batch, key, step)
         shapes = {**numbers, "gradient_norm": jax.eval_shape(optax.tree.norm, params)}
         zeros = jax.tree.map(lambda number: jnp.zeros(number.shape, number.dtype), shapes)
         return state | named(zeros, "sums") | guard.fresh(self.settings.guard, zeros)
@@ -113,13 +114,35 @@ class Program:
         loss = loss + penalties(model)
         return loss, ({"loss": loss, **numbers, **solver_numbers(model)}, section(self.layout.leaves(model), "model"))
 
+    def _gradient(
+        self, params: Leaves, variables: Leaves, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+    ) -> tuple[Leaves, Leaves, Leaves]:
+        """The gradient and the numbers to log, means over the parts of a batch, and the variables that its last part leaves."""
+        parts = self.settings.accumulate
+
+        def of_part(batch: Batch, key: Key[Array, ""]) -> tuple[Leaves, Leaves, Leaves]:
+            (_, (numbers, changed)), gradient = jax.value_and_grad(self._objective, has_aux=True)(params, variables, batch, key, step)
+            return gradient, numbers, changed
+
+        if parts == 1:
+            return of_part(batch, key)
+        # Part i is the rows i, i + parts, ...: of every device some of its own.
+        batch = {name: jnp.moveaxis(column.reshape(-1, parts, *column.shape[1:]), 1, 0) for name, column in batch.items()}
+
+        def add(sums: tuple[Leaves, Leaves, Leaves], part: tuple[Batch, Array]) -> tuple[tuple[Leaves, Leaves, Leaves], None]:
+            # Every part starts from the variables of the step before, which therefore take one step and not several.
+            gradient, numbers, changed = of_part(part[0], jax.random.fold_in(key, part[1]))
+            return (*jax.tree.map(jnp.add, sums[:2], (gradient, numbers)), changed), None
+
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_part, jax.tree.map(lambda column: column[0], batch), key))
+        (gradient, numbers, changed), _ = jax.lax.scan(add, nothing, (batch, jnp.arange(parts)))
+        return *jax.tree.map(lambda total: total / parts, (gradient, numbers)), changed
+
     def _step(self, state: Leaves, batch: Batch) -> tuple[Leaves, Leaves]:
         """The next state, and what is told of the steps since the last row: means over the updates that were made, the guard's leaves."""
         step, params = state["step"], section(state, "params")
         key = random_key(self.seed, Stream.LOSS, step)
-        (_, (numbers, variables)), gradient = jax.value_and_grad(self._objective, has_aux=True)(
-            self.placement.gathered(params), section(state, "model"), batch, key, step
-        )
+        gradient, numbers, variables = self._gradient(self.placement.gathered(params), section(state, "model"), batch, key, step)
         gradient = self.placement.spread(gradient)
         memory = restore(jax.eval_shape(self.transform.init, params), state, "optimizer")
         updates, memory = self.transform.update(gradient, memory, params)

@@ -153,6 +153,10 @@ def test_devices_that_cannot_share_a_batch():
         placement.require_divisible(100)
     with pytest.raises(UserError, match="got 4; choose 8, or let"):
         placement.require_divisible(4)
+    with pytest.raises(UserError, match="of the number of devices, 8 times train.accumulate, 3, got 100; choose 96 or 120, or let"):
+        placement.require_divisible(100, 3)
+    with pytest.raises(UserError, match=r"a multiple of train.accumulate, 3, got 100; choose 99 or 102$"):
+        Placement.here().require_divisible(100, 3)
 
 
 @pytest.mark.parametrize(

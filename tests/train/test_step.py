@@ -31,11 +31,14 @@ class Regression(Task):
     monitor = "loss"
     maximize = False
 
+    def __init__(self, noise=0.1):
+        self.noise = noise
+
     def initialize(self, model, batch, key):
         pass
 
     def loss(self, model, batch, key):
-        error = model(batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape)) - batch["y"]
+        error = model(batch["x"] + self.noise * jax.random.normal(key, batch["x"].shape)) - batch["y"]
         return (error**2).mean(), {"absolute": jnp.abs(error).mean()}
 
     def evaluate(self, model, batch, key):
@@ -56,11 +59,11 @@ def batch(step):
     return {"x": rng.normal(size=(4, 3)).astype(np.float32), "y": rng.integers(0, 2, 4).astype(np.int32)}
 
 
-def make(**settings):
+def make(noise=0.1, **settings):
     model = Net(nnx.Rngs(0))
     settings = TrainSettings(**{"steps": 7, "log_every": 3, **settings})
     optimizer = AdamW(lr=Linear(peak=0.05, warmup=2), weight_decay=0.1, clip=0.5)
-    program = Program(model, Regression(), optimizer, settings, seed=11, batch=abstract_batch(SPEC, 4))
+    program = Program(model, Regression(noise), optimizer, settings, seed=11, batch=abstract_batch(SPEC, 4))
     return program, program.initial(program.layout.leaves(model), batch(0))
 
 
@@ -124,8 +127,33 @@ def test_state_survives_a_trip_through_the_host_between_two_rows():
         np.testing.assert_array_equal(means[name], others[name])
 
 
-def test_step_compiles_once():
-    program, state = make()
+def test_a_batch_in_parts_is_the_batch():
+    (whole, state), (parts, other) = make(noise=0.0, ema=0.9), make(noise=0.0, ema=0.9, accumulate=2)
+    for step in range(5):
+        state, means = whole.step(state, batch(step))
+        other, others = parts.step(other, batch(step))
+    for name in state:
+        np.testing.assert_allclose(other[name], state[name], rtol=1e-5, atol=1e-7)
+    for name in means:
+        np.testing.assert_allclose(others[name], means[name], rtol=1e-5)
+    assert float(other["model/calls"]) == 5  # once per step, not per part
+
+
+def test_parts_of_a_batch_have_noise_of_their_own():
+    program, state = make(accumulate=2)
+    _, means = program.step(state, batch(0))
+    layer = Net(nnx.Rngs(0)).layer
+    absolute = []
+    for part in range(2):
+        key = jax.random.fold_in(random_key(11, Stream.LOSS, 0), part)
+        x = batch(0)["x"][part::2]
+        absolute.append(jnp.abs(layer(x + 0.1 * jax.random.normal(key, x.shape))[:, 0] - batch(0)["y"][part::2]))
+    np.testing.assert_allclose(means["absolute"], jnp.stack(absolute).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_step_compiles_once(accumulate):
+    program, state = make(accumulate=accumulate)
     for step in range(3):
         state, _ = program.step(state, batch(step))
     assert program.step._cache_size() == 1
