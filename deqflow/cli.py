@@ -199,7 +199,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if not arguments.quiet and sys.stderr.isatty():
         print("loading JAX ...", file=sys.stderr)
     from deqflow.train import run
-    from deqflow.train.machine import keep_compiled_programs
+    from deqflow.train.compiled import keep_compiled_programs
     from deqflow.train.processes import is_first, join
 
     keep_compiled_programs()

@@ -3,8 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -48,21 +46,3 @@ def require_device() -> None:
         remedy = f"; JAX_PLATFORMS is {wanted!r}: unset it, or install what that device needs, as `pip install 'deqflow[cuda]'` does"
         reason = f" ({error})" if str(error) else ""
         raise UserError(f"JAX finds no device to compute on{remedy if wanted else ''}{reason}") from error
-
-
-def keep_compiled_programs() -> None:
-    """Let JAX keep on disk what it compiles, and find it there when the next process compiles the same: in `~/.cache/deqflow/jax`.
-
-    JAX's own settings go first: `JAX_COMPILATION_CACHE_DIR` names another folder, and `JAX_ENABLE_COMPILATION_CACHE=0` keeps nothing.
-    """
-    settings: Any = jax.config
-    if settings.jax_compilation_cache_dir is not None or not settings.jax_enable_compilation_cache:
-        return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deqflow" / "jax"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # where nothing can be kept, all is compiled
-    if os.access(folder, os.W_OK | os.X_OK):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # a start compiles many small programs

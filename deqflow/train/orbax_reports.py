@@ -34,7 +34,7 @@ class Reports(logging.Handler):
     def reason(self, error: BaseException | None = None) -> str:
         """The first report, else `error`, on one line, without what concerns the developers of Orbax alone."""
         text = self._reasons[0] if self._reasons else "" if error is None else str(error) or type(error).__name__
-        for refusal in map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)):
+        for refusal in map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)):
             if refusal in text:
                 return refusal
         for noise in (" [tensorstore_spec=", " [source locations="):
