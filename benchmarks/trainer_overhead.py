@@ -5,12 +5,19 @@ python benchmarks/trainer_overhead.py
 Both start from the same state and see the same batches, so a solver inside does the same work in both. They take turns, and the
 median of the ratios counts. The trainer logs, reports progress and keeps time as it always does; evaluations and checkpoints, which
 the bare loop does not have, fall outside the measured steps.
+
+Then the trainer with a checkpoint every 200 steps against itself without, and the seconds from the start of a process to its first row
+of numbers, where nothing is compiled yet and where all was compiled before.
 """
 
 import argparse
+import dataclasses
 import io
 import itertools
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,45 +37,57 @@ from deqflow.train.progress import Progress
 from deqflow.train.signals import StopRequest
 
 CONFIGS = {"digits_deq": 100, "checkerboard_realnvp": 400}  # steps measured at a time
+CHECKPOINT_EVERY = 200
+CHECKPOINTS = 3  # in the steps that are measured
 LOG_EVERY = 20
+EXPECTED = {"ratio": ">= 0.95", "ratio_with_checkpoints": ">= 0.95", "warm_over_cold": "<= 0.5"}
 WARMUP = LOG_EVERY + 1  # the trainer has waited for the row of step 20 by then, and just so at the end: no step is half counted
 
 
-def measure(name: str, steps: int, repeats: int) -> dict[str, float]:
-    """Both speeds, in turns, for one config."""
-    total = WARMUP + steps
-    settings = {"steps": total + 1, "log_every": LOG_EVERY, "eval_every": 10**6, "checkpoint_every": 10**6}
-    config = load(ROOT / "configs" / f"{name}.yaml", [f"train.{name}={value}" for name, value in settings.items()])
-    assembly = assemble(config)
-    model = assembly.make_model()
-    program = assembly.program(model)
-    records = {split: assembly.source.split(split) for split in ("train", "validation")}
-    size = assembly.source.batch_size
-    first = {leaf: np.asarray(value) for leaf, value in start(program, model, records["train"], size).items()}
+class Study:
+    """One config, and the ways to run its steps."""
 
-    def fresh() -> dict[str, jax.Array]:  # the step takes its state's memory
-        return {leaf: jax.numpy.array(value) for leaf, value in first.items()}
+    def __init__(self, name: str, steps: int) -> None:
+        self.total = WARMUP + max(steps, CHECKPOINTS * CHECKPOINT_EVERY)
+        never = 10**6
+        settings = {"steps": self.total + 1, "log_every": LOG_EVERY, "eval_every": never, "checkpoint_every": never}
+        config = load(ROOT / "configs" / f"{name}.yaml", [f"train.{name}={value}" for name, value in settings.items()])
+        assembly = assemble(config)
+        model = assembly.make_model()
+        self.seed, self.size = config.seed, assembly.source.batch_size
+        self.program = assembly.program(model)
+        self.settings = self.program.settings
+        self.records = {split: assembly.source.split(split) for split in ("train", "validation")}
+        self.first = {leaf: np.asarray(value) for leaf, value in start(self.program, model, self.records["train"], self.size).items()}
 
-    batches = list(itertools.islice(train_batches(records["train"], batch_size=size, seed=config.seed), total))
+    def fresh(self) -> dict[str, jax.Array]:
+        """The first state; the step takes its memory."""
+        return {leaf: jax.numpy.array(value) for leaf, value in self.first.items()}
 
-    def bare() -> float:
-        state = fresh()
+    def batches(self):
+        return train_batches(self.records["train"], batch_size=self.size, seed=self.seed)
+
+    def bare(self, steps: int) -> float:
+        """Steps per second of the compiled step in a loop."""
+        batches = list(itertools.islice(self.batches(), WARMUP + steps))
+        state = self.fresh()
         for batch in batches[:WARMUP]:
-            state, _ = program.step(state, batch)
+            state, _ = self.program.step(state, batch)
         jax.block_until_ready(state)
         began = time.perf_counter()
         for batch in batches[WARMUP:]:
-            state, _ = program.step(state, batch)
+            state, _ = self.program.step(state, batch)
         jax.block_until_ready(state)
         return steps / (time.perf_counter() - began)
 
-    def trained() -> float:
+    def trained(self, steps: int, **settings: int) -> float:
+        """Steps per second of the trainer."""
         times: list[float] = []
+        self.program.settings = dataclasses.replace(self.settings, steps=WARMUP + steps + 1, **settings)
 
         def watched():  # takes the time when the trainer asks for a batch
-            stream = train_batches(records["train"], batch_size=size, seed=config.seed)
-            for index, batch in enumerate(stream):
-                if index in (WARMUP, total):
+            for index, batch in enumerate(self.batches()):
+                if index in (WARMUP, WARMUP + steps):
                     times.append(time.perf_counter())
                 yield batch
 
@@ -76,28 +95,63 @@ def measure(name: str, steps: int, repeats: int) -> dict[str, float]:
             tempfile.TemporaryDirectory() as folder,
             Checkpoints(Path(folder) / "checkpoints") as checkpoints,
             MetricsWriter(Path(folder)) as writer,
-            Progress(total + 1, 0, Console(file=io.StringIO(), force_terminal=True, width=120)) as progress,
+            Progress(WARMUP + steps + 1, 0, Console(file=io.StringIO(), force_terminal=True, width=120)) as progress,
             StopRequest() as stop,
         ):
-            training = Training(program, records["validation"], size, writer, progress, checkpoints, stop)
-            training.fit(fresh(), Record(), watched())
+            training = Training(self.program, self.records["validation"], self.size, writer, progress, checkpoints, stop)
+            training.fit(self.fresh(), Record(), watched())
         return steps / (times[1] - times[0])
 
-    for compiled in (bare, trained):
+
+def in_turns(first, second, repeats: int) -> list[tuple[float, float]]:
+    """Pairs of what two functions measure; either goes first as often, as the machine's speed drifts."""
+    for compiled in (first, second):
         compiled()
     pairs = []
-    for repeat in range(repeats):  # either goes first as often, as the machine's speed drifts
+    for repeat in range(repeats):
         if repeat % 2:
-            second = trained()
-            pairs.append((bare(), second))
+            later = second()
+            pairs.append((first(), later))
         else:
-            pairs.append((bare(), trained()))
+            pairs.append((first(), second()))
+    return pairs
+
+
+def start_up(name: str, cache: Path) -> float:
+    """Seconds from the start of `deqflow train` to its first row of numbers."""
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = Path(folder) / "run" / "metrics.jsonl"
+        command = [sys.executable, "-m", "deqflow.cli", "train", str(ROOT / "configs" / f"{name}.yaml"), "train.log_every=1"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
+        began = time.perf_counter()
+        with subprocess.Popen([*command, "--run", str(metrics.parent), "--quiet"], env=environment, stderr=subprocess.DEVNULL) as process:
+            while not (metrics.exists() and metrics.stat().st_size):
+                if process.poll() is not None:
+                    raise RuntimeError("the trainer ended before its first row")
+                time.sleep(0.005)
+            seconds = time.perf_counter() - began
+            process.terminate()
+    return seconds
+
+
+def measure(name: str, steps: int, repeats: int) -> dict[str, float]:
+    """All that is measured of one config."""
+    study = Study(name, steps)
+    pairs = in_turns(lambda: study.bare(steps), lambda: study.trained(steps), repeats)
+    longer = CHECKPOINTS * CHECKPOINT_EVERY
+    saving = in_turns(lambda: study.trained(longer), lambda: study.trained(longer, checkpoint_every=CHECKPOINT_EVERY), max(repeats // 2, 1))
+    with tempfile.TemporaryDirectory() as cache:
+        cold, *warm = (start_up(name, Path(cache)) for _ in range(4))
     return {
         "bare_steps_per_second": statistics.median(pair[0] for pair in pairs),
         "trainer_steps_per_second": statistics.median(pair[1] for pair in pairs),
         "ratio": statistics.median(pair[1] / pair[0] for pair in pairs),
         "smallest_ratio": min(pair[1] / pair[0] for pair in pairs),
         "largest_ratio": max(pair[1] / pair[0] for pair in pairs),
+        "ratio_with_checkpoints": statistics.median(pair[1] / pair[0] for pair in saving),
+        "start_up_seconds_cold": cold,
+        "start_up_seconds_warm": statistics.median(warm),
+        "warm_over_cold": statistics.median(warm) / cold,
     }
 
 
@@ -107,7 +161,7 @@ def main() -> None:
     arguments = parser.parse_args()
     began = time.perf_counter()
     metrics = {name: measure(name, steps, arguments.repeats) for name, steps in CONFIGS.items()}
-    write_result("trainer_overhead", metrics, {name: {"ratio": ">= 0.95"} for name in CONFIGS}, time.perf_counter() - began)
+    write_result("trainer_overhead", metrics, dict.fromkeys(CONFIGS, EXPECTED), time.perf_counter() - began)
 
 
 if __name__ == "__main__":
