@@ -10,6 +10,9 @@ estimator is compared, too: the variance relative to the squared mean, of the gr
 Libraries that are not installed are left out and said to be.
 """
 
+# The other libraries need not be installed.
+# pyright: reportMissingImports=false
+
 import contextlib
 import importlib.metadata
 import statistics

@@ -68,7 +68,7 @@ def study(folder: Path, work: Path) -> dict[str, Any]:
     splits = read(folder)
     work.mkdir()
     file = work / "rows.npz"
-    np.savez(file, **splits)
+    np.savez(file, allow_pickle=False, **splits)
     size = splits["train"].shape[1]
     row = {"rows": sum(map(len, splits.values())), "columns": size, "gaussian": round(gaussian(splits["train"], splits["test"]), 3)}
     batch = min(256, len(splits["train"]))
