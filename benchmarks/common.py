@@ -12,6 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+def _said(argument: str) -> str:
+    """An argument of the command, of a path elsewhere on the machine the name alone."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
+
+
 def write_result(name: str, metrics: Mapping[str, Any], expected: Mapping[str, Any], seconds: float) -> Path:
     """Keep a result as `results/NAME.json`, with the command, versions, device and commit that made it, and print it.
 
@@ -26,7 +31,7 @@ def write_result(name: str, metrics: Mapping[str, Any], expected: Mapping[str, A
     here = environment()
     result = {
         "name": name,
-        "command": " ".join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]]),
+        "command": " ".join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *map(_said, sys.argv[1:])]),
         "metrics": dict(metrics),
         "expected": dict(expected),
         "seconds": round(seconds, 1),

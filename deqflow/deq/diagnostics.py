@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.errors import TraceContextError
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Real
 
 from deqflow.implicit import Stats
 
@@ -37,14 +37,19 @@ class SolveDiagnostics(nnx.Module):
 
     def record(self, stats: Stats) -> None:
         """Write the summary of `stats`."""
-        usable = jnp.isfinite(stats.relative_residual) & ~stats.failed
-        values = {
-            "steps": jnp.mean(stats.steps, dtype=jnp.float32),
-            "max_steps": jnp.max(stats.steps, initial=0).astype(jnp.float32),
-            "residual": jnp.mean(jnp.where(usable, stats.relative_residual, 1), dtype=jnp.float32),
-            "failures": jnp.mean(stats.failed, dtype=jnp.float32),
-        }
+        values = summary(stats.steps, stats.relative_residual, stats.failed)
         write(*((getattr(self, name), lax.stop_gradient(value)) for name, value in values.items()))
+
+
+def summary(steps: Real[Array, " batch"], residual: Float[Array, " batch"], failed: Bool[Array, " batch"]) -> dict[str, Float[Array, ""]]:
+    """The numbers of `SolveDiagnostics` by name, from those of every sample."""
+    usable = jnp.isfinite(residual) & ~failed
+    return {
+        "steps": jnp.mean(steps, dtype=jnp.float32),
+        "max_steps": jnp.max(steps, initial=0).astype(jnp.float32),
+        "residual": jnp.mean(jnp.where(usable, residual, 1), dtype=jnp.float32),
+        "failures": jnp.mean(failed, dtype=jnp.float32),
+    }
 
 
 def write(*values: tuple[Diagnostics, Float[Array, ""]], required: bool = False) -> None:

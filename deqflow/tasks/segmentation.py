@@ -1,7 +1,7 @@
 """Segmentation: a class for every pixel of an image."""
 
 import dataclasses
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +10,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from matplotlib.figure import Figure
 
-from deqflow.implicit.solution import Solution, Stats
+from deqflow.implicit.solution import Stats
 from deqflow.registry import FromRuntime
+from deqflow.tasks.classification import ImplicitClassifier
 from deqflow.tasks.classification_figures import solver_residuals
 from deqflow.tasks.segmentation_figures import hardest
 from deqflow.tasks.solves import solve_rows, solver_tolerance, summarize_solves
 from deqflow.tasks.task import Batch, Task
-
-
-@runtime_checkable
-class ImplicitSegmenter(Protocol):
-    """A model whose logits are read off the solution of an equation, pixel by pixel."""
-
-    def solve(self, x: jax.Array, *, key: Key[Array, ""] | None = None, trace: bool = False) -> Solution[Any]: ...
-
-    def readout(self, z: Any) -> jax.Array: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +109,7 @@ class Segmentation(Task):
         self, model: nnx.Module, x: jax.Array, key: Key[Array, ""], *, trace: bool = False
     ) -> tuple[Float[Array, "batch height width classes"], Stats]:
         """Logits of every pixel, and the statistics of the solve that they come from."""
-        if not isinstance(model, ImplicitSegmenter):
+        if not isinstance(model, ImplicitClassifier):
             raise ValueError(f"segmentation needs a model that solves an equation, such as deq_segmenter; {type(model).__name__} does not")
         solution = model.solve(x, key=key, trace=trace)
         logits = model.readout(solution.value)

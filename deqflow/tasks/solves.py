@@ -1,10 +1,10 @@
 """What the evaluation of a model that solves an equation reports of its solves."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from deqflow.deq.diagnostics import summary
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Solver
 from deqflow.implicit.status import Status
@@ -19,14 +19,8 @@ def batch_of_solves(rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The numbers that an equilibrium layer logs in training (`deqflow.deq.Diagnostics`), from the rows of `solve_rows`."""
     if "status" not in rows:
         return {}
-    failed = rows["status"] >= Status.DIVERGED
-    usable = jnp.isfinite(rows["residual"]) & ~failed
-    return {
-        "solver_steps": rows["steps"].mean(dtype=jnp.float32),
-        "solver_max_steps": rows["steps"].max().astype(jnp.float32),
-        "solver_residual": jnp.where(usable, rows["residual"], 1).mean(dtype=jnp.float32),
-        "solver_failures": failed.mean(dtype=jnp.float32),
-    }
+    numbers = summary(rows["steps"], rows["residual"], rows["status"] >= Status.DIVERGED)
+    return {f"solver_{name}": number for name, number in numbers.items()}
 
 
 def summarize_solves(rows: dict[str, np.ndarray]) -> dict[str, float]:

@@ -3,14 +3,17 @@
 import codecs
 import contextlib
 import copy
+import json
 import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deqflow.config import parse
 from deqflow.train import run
+from deqflow.train.checkpoint import Checkpoints
 
 TINY = {
     "seed": 3,
@@ -20,6 +23,20 @@ TINY = {
     "optim": {"kind": "adamw", "lr": {"kind": "cosine", "peak": 1e-2, "warmup": 2}, "clip": 1.0},
     "train": {"steps": 24, "log_every": 5, "eval_every": 8, "checkpoint_every": 6, "ema": 0.9, "keep": 2},
 }
+
+
+def assert_same(directory, other, step):
+    """Bit by bit the same rows, checkpoint of `step` and result in two run directories."""
+    assert (directory / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    states = []
+    for where in (directory, other):
+        with Checkpoints(where / "checkpoints") as checkpoints:
+            states.append(checkpoints.restore(step=step))
+    assert states[0][1] == states[1][1]
+    assert states[0][0].keys() == states[1][0].keys()
+    for name, leaf in states[0][0].items():
+        np.testing.assert_array_equal(leaf, states[1][0][name], err_msg=name)
+    assert json.loads((directory / "DONE").read_text())["test"] == json.loads((other / "DONE").read_text())["test"]
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from deqflow.train.guard import fresh, judge, reason, solves_in_words
 from deqflow.train.metrics import read_rows
 from deqflow.train.optim import Schedule
 from deqflow.train.settings import Guard
+from tests.train.conftest import assert_same
 
 LIMIT = 3
 
@@ -97,17 +98,6 @@ def events(directory):
 
 def train_rows(directory):
     return [row for row in read_rows(directory / "metrics.jsonl") if row["split"] == "train"]
-
-
-def assert_same(directory, other, step):
-    assert (directory / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    states = []
-    for where in (directory, other):
-        with Checkpoints(where / "checkpoints") as checkpoints:
-            states.append(checkpoints.restore(step=step))
-    assert states[0][1] == states[1][1]
-    for name, leaf in states[0][0].items():
-        np.testing.assert_array_equal(leaf, states[1][0][name], err_msg=name)
 
 
 def interrupted_after(text):

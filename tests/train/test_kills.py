@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from deqflow.config import parse
@@ -19,25 +18,12 @@ from deqflow.registry import UserError
 from deqflow.train import SavedRun, run
 from deqflow.train.checkpoint import Checkpoints
 from deqflow.train.directory import RunDirectory
-from tests.train.conftest import TINY
+from tests.train.conftest import TINY, assert_same
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LONG = copy.deepcopy(TINY)
 LONG["data"] |= {"validation_examples": 3000}
 LONG["train"] |= {"steps": 300, "log_every": 10, "eval_every": 50, "checkpoint_every": 20}
-
-
-def assert_same(directory, other, step):
-    assert (directory / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    states = []
-    for where in (directory, other):
-        with Checkpoints(where / "checkpoints") as checkpoints:
-            states.append(checkpoints.restore(step=step))
-    assert states[0][1] == states[1][1]
-    assert states[0][0].keys() == states[1][0].keys()
-    for name, leaf in states[0][0].items():
-        np.testing.assert_array_equal(leaf, states[1][0][name], err_msg=name)
-    assert json.loads((directory / "DONE").read_text())["test"] == json.loads((other / "DONE").read_text())["test"]
 
 
 def events(directory):
