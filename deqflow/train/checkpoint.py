@@ -1,12 +1,10 @@
-"""Checkpoints on disk. Everything that deqflow knows of Orbax is in this file and in `orbax_reports.py`."""
+"""Checkpoints on disk. Everything that deqflow knows of Orbax is in this file, in `contents.py` and in `orbax_reports.py`."""
 
 import dataclasses
 import errno
-import json
 import logging
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,36 +12,15 @@ from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from orbax.checkpoint import v1 as orbax
 
 from deqflow.registry import UserError
+from deqflow.train.contents import Damaged, Record, checksum_of, remembered, require_same, shapes_of
 from deqflow.train.machine import is_out_of_memory
 from deqflow.train.orbax_reports import Reports
 from deqflow.train.state import Leaves, Shapes
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """What a run must remember besides arrays.
-
-    Attributes:
-      best_step: the step of the best validation metric so far, or `None` before the first evaluation.
-      best_value: that metric.
-      stale: evaluations in a row that did not better it.
-      sound_step: the last step that was saved on schedule while updates were made, to which a run that diverges goes back; `None` before.
-    """
-
-    best_step: int | None = None
-    best_value: float | None = None
-    stale: int = 0
-    sound_step: int | None = None
-
-
-class Damaged(UserError):
-    """A checkpoint that is gone, cannot be read, or whose checksum is not that of what was saved."""
 
 
 class Checkpoints:
@@ -56,10 +33,15 @@ class Checkpoints:
     Args:
       directory: created if it is missing.
       keep: how many of the newest stay.
-      clean: remove what a killed run left half-written; not for one who only reads, as the run may be under way.
+      clean: remove what a killed run left half-written and set aside what is damaged; not for one who only reads, as the run may be
+        under way.
+
+    Attributes:
+      complaints: what is wrong with checkpoints that were set aside.
 
     Raises:
       OSError: if the directory cannot be read or made.
+      Damaged: for one who only reads, if a checkpoint is such that Orbax gives up on all.
     """
 
     def __init__(self, directory: Path, keep: int = 2, *, clean: bool = False) -> None:
@@ -68,19 +50,12 @@ class Checkpoints:
         self._reports = Reports()
         self._writing: tuple[int, Any] | None = None  # the step on its way to the disk, and Orbax's promise
         self._clean = clean
+        self.complaints: list[str] = []
         self._preserve = _NewestAndNamed(keep)
-        every = orbax.training.save_decision_policies.FixedIntervalPolicy(1)
         if clean:
             self._remove_half_written()
-        # Of folders made in the background Orbax would wait for ever where they cannot be made.
-        context = orbax.Context(async_options=orbax.options.AsyncOptions(create_directories_asynchronously=False))
         with self._reports:
-            self._orbax = orbax.training.Checkpointer(
-                str(self.directory),
-                context=context,
-                save_decision_policy=every,  # pyright: ignore[reportArgumentType]  # Orbax annotates it more narrowly than it is
-                preservation_policy=self._preserve,
-            )
+            self._orbax = self._open()
 
     def __enter__(self) -> "Checkpoints":
         self._reports.__enter__()
@@ -113,8 +88,8 @@ class Checkpoints:
         self._reports.clear()
         # On the CPU Orbax would read the very buffers that the next step reuses.
         leaves = _copy(leaves)
-        remembered = dataclasses.asdict(record) | {"checksum": _checksum(leaves, record)}
-        promise, failure = self._attempt(lambda: self._orbax.save_async(step, leaves, custom_metadata=remembered))
+        metadata = dataclasses.asdict(record) | {"checksum": checksum_of(leaves, record)}
+        promise, failure = self._attempt(lambda: self._orbax.save_async(step, leaves, custom_metadata=metadata))
         if failure is not None:
             raise self._unsaved(step, failure)
         self._writing = step, promise
@@ -140,7 +115,7 @@ class Checkpoints:
           UserError: if there is none, or it cannot be read.
         """
         step = self._existing(None)
-        return self._read(step, lambda: _record(self._orbax.metadata(step))[0])
+        return self._read(step, lambda: remembered(self._orbax.metadata(step))[0])
 
     def restore(self, abstract: Shapes | None = None, step: int | None = None) -> tuple[Leaves, Record]:
         """Read the state of `step` (by default of the newest), of the shapes and types, and onto the devices, that `abstract` names.
@@ -148,45 +123,84 @@ class Checkpoints:
         How many devices there were when it was saved makes no difference.
 
         Raises:
-          Damaged: if it is not what was saved.
-          UserError: if there is no such checkpoint, it cannot be read, or it belongs to another model.
+          Damaged: if there is no such checkpoint, it is not what was saved, or it belongs to another model.
+          UserError: if there is none at all, or it may not be read.
         """
         self.wait()
         step = self._existing(step)
         metadata = self._read(step, lambda: self._orbax.metadata(step))
-        shapes, (record, checksum) = self._read(step, lambda: (_shapes(metadata), _record(metadata)))
+        shapes, (record, checksum) = self._read(step, lambda: (shapes_of(metadata), remembered(metadata)))
         if abstract is not None:
-            _require_same(shapes, abstract, self.directory / str(step))
+            require_same(shapes, abstract, self.directory / str(step))
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         places = {name: leaf.sharding or here for name, leaf in abstract.items()} if abstract is not None else dict.fromkeys(shapes, here)
         target = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=places[name]) for name, (shape, dtype) in shapes.items()}
         leaves: Any = self._read(step, lambda: jax.block_until_ready(self._orbax.load(step, target)))
-        found = _checksum(leaves, record)
+        found = checksum_of(leaves, record)
         if None not in (found, checksum) and found != checksum:
             raise self._damaged(step, "its checksum is not that of what was saved")
         return _copy(leaves), record
 
-    def restore_newest(self, abstract: Shapes) -> tuple[Leaves, Record, list[str]]:
+    def restore_newest(self, abstract: Shapes) -> tuple[Leaves, Record]:
         """Read the newest checkpoint that is sound.
 
         Returns:
-          The state, the record, and what is wrong with the newer ones, which are removed: training makes them anew.
+          The state and the record. What is wrong with newer ones is added to `complaints`; they are set aside as `damaged-STEP`, and
+          training makes them anew.
 
         Raises:
-          UserError: if none can be read; then all of them stay.
+          Damaged: if none is sound; then all of them stay.
         """
-        complaints: list[UserError] = []
+        complaints: list[Damaged] = []
         for step in reversed(self.steps):
             try:
                 leaves, record = self.restore(abstract, step)
-            except UserError as error:  # also one that seems to belong to another model, as long as an older one does not
+            except Damaged as error:  # also one that seems to belong to another model, as long as an older one does not
                 complaints.append(error)
                 continue
-            for damaged in [newer for newer in self.steps if newer > step and self._clean]:
-                if (reason := self._attempt(lambda damaged=damaged: self._orbax.delete(damaged))[1]) is not None:
-                    raise UserError(f"the damaged checkpoint {self.directory / str(damaged)} cannot be removed: {reason}")
-            return leaves, record, [str(complaint) for complaint in complaints]
+            for newer in [newer for newer in self.steps if newer > step]:
+                self._set_aside(newer)
+            self._orbax.reload()
+            self.complaints.extend(map(str, complaints))
+            return leaves, record
         raise complaints[0]
+
+    def _open(self) -> Any:
+        # Of folders made in the background Orbax would wait for ever where they cannot be made.
+        context = orbax.Context(async_options=orbax.options.AsyncOptions(create_directories_asynchronously=False))
+        policy = orbax.training.save_decision_policies.FixedIntervalPolicy(1)
+        while True:
+            try:
+                return orbax.training.Checkpointer(
+                    str(self.directory),
+                    context=context,
+                    save_decision_policy=policy,  # pyright: ignore[reportArgumentType]  # Orbax annotates it more narrowly than it is
+                    preservation_policy=self._preserve,
+                )
+            except (OSError, MemoryError):
+                raise
+            except Exception:  # one entry of some metadata that it does not know is enough, and it does not say where
+                self._set_aside_unknown()
+
+    def _set_aside_unknown(self) -> None:
+        """Set aside the checkpoints whose metadata Orbax cannot read."""
+        found = [folder for folder in self.directory.iterdir() if folder.name.isdecimal()]
+        reasons = {int(folder.name): self._attempt(lambda folder=folder: orbax.metadata(str(folder)))[1] for folder in found}
+        damaged = {step: reason for step, reason in sorted(reasons.items()) if reason is not None}
+        if not damaged:
+            raise UserError(f"the checkpoints in {self.directory} cannot be read; start the run anew in another folder")
+        for step, reason in damaged.items():
+            complaint = f"the checkpoint {self.directory / str(step)} is damaged ({reason})"
+            if not self._clean:
+                raise Damaged(f"{complaint}; --resume sets it aside")
+            self._set_aside(step)
+            self.complaints.append(complaint)
+
+    def _set_aside(self, step: int) -> None:
+        if self._clean:
+            aside = self.directory / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(self.directory / str(step), aside)
 
     def _existing(self, step: int | None) -> int:
         if not self.steps:
@@ -256,37 +270,3 @@ class _NewestAndNamed(orbax.training.preservation_policies.PreservationPolicy):
 
 
 _copy = jax.jit(lambda leaves: jax.tree.map(jnp.copy, leaves))
-
-
-def _checksum(leaves: Leaves, record: Record) -> int | None:
-    """Of all bits that a checkpoint brings back; `None` where no process holds all of them."""
-    checksum = zlib.crc32(json.dumps(dataclasses.asdict(record), sort_keys=True).encode())
-    for name, leaf in sorted(leaves.items()):
-        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            return None
-        whole = leaf.addressable_data(0) if leaf.is_fully_replicated else leaf
-        checksum = zlib.crc32(np.asarray(whole).tobytes(), zlib.crc32(name.encode(), checksum))
-    return checksum
-
-
-def _record(metadata: Any) -> tuple[Record, int | None]:
-    """What a checkpoint remembers besides arrays, and its checksum."""
-    if not metadata.custom_metadata:
-        raise ValueError("what it remembers besides arrays is missing")
-    values = dict(metadata.custom_metadata)
-    return Record(**{name: value for name, value in values.items() if name != "checksum"}), values["checksum"]
-
-
-def _shapes(metadata: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
-    if metadata.metadata is None:
-        raise ValueError("the list of its arrays is not readable")
-    return {name: (tuple(leaf.shape), jnp.dtype(leaf.dtype)) for name, leaf in metadata.metadata.items()}
-
-
-def _require_same(shapes: dict[str, tuple[tuple[int, ...], Any]], abstract: Shapes, where: Path) -> None:
-    expected = {name: (tuple(leaf.shape), jnp.dtype(leaf.dtype)) for name, leaf in abstract.items()}
-    for name in sorted(expected.keys() | shapes.keys()):
-        want, have = expected.get(name), shapes.get(name)
-        if want != have:
-            there, here = ("nothing" if entry is None else f"{entry[1]}{list(entry[0])}" for entry in (have, want))
-            raise UserError(f"the checkpoint {where} belongs to another model: {name} is {there} there and {here} here")

@@ -116,9 +116,8 @@ def _run(config: Config, directory: RunDirectory, changes: str, quiet: bool, con
         ours = RunDirectory(stack.enter_context(place_to_write(directory.path)))
         stack.enter_context(ours.held(config))
         checkpoints = stack.enter_context(Checkpoints(directory.checkpoints, settings.keep, clean=is_first()))
-        complaints: list[str] = []
         if checkpoints.steps:
-            state, record, complaints = checkpoints.restore_newest(program.abstract)
+            state, record = checkpoints.restore_newest(program.abstract)
         else:
             state, record = start(program, model, splits["train"], batch_size), Record()
         begin = int(state["step"])
@@ -132,7 +131,7 @@ def _run(config: Config, directory: RunDirectory, changes: str, quiet: bool, con
             )
         )
         training = Training(program, splits["validation"], batch_size, writer, progress, checkpoints, stop)
-        for complaint in complaints:
+        for complaint in checkpoints.complaints:
             training.warn(begin, "damaged checkpoint", complaint)
         if changes:
             training.warn(begin, "config changed", f"the run goes on with another config:{changes}")

@@ -145,7 +145,7 @@ def test_damage_is_told_once(name, saved, caplog, capfd):
 
 def test_a_flipped_bit_in_what_comes_back_is_told(saved, monkeypatch):
     """Of large arrays Orbax itself keeps no checksum, so the bit is flipped behind its back."""
-    copy = checkpoint._checksum
+    copy = checkpoint.checksum_of
 
     def flipped(leaves, record):
         name = "params/blocks.0.kernel"
@@ -154,7 +154,7 @@ def test_a_flipped_bit_in_what_comes_back_is_told(saved, monkeypatch):
         return copy(leaves | {name: jnp.asarray(bits)}, record)
 
     with Checkpoints(saved) as checkpoints:
-        monkeypatch.setattr(checkpoint, "_checksum", flipped)
+        monkeypatch.setattr(checkpoint, "checksum_of", flipped)
         with pytest.raises(Damaged, match="40 is damaged .its checksum is not that of what was saved.; use that of step 30"):
             checkpoints.restore(shapes(state(0)))
 
@@ -174,13 +174,25 @@ def test_the_newest_sound_one_is_restored_and_damaged_ones_make_room(saved):
         assert checkpoints.restore_newest(shapes(state(0)))[1].stale == 0
         assert checkpoints.steps == [10, 30, 40]
     with Checkpoints(saved, clean=True) as checkpoints:
-        leaves, record, complaints = checkpoints.restore_newest(shapes(state(0)))
+        leaves, record = checkpoints.restore_newest(shapes(state(0)))
         assert (int(leaves["step"]), record.stale) == (10, 0)
-        assert [complaint.partition(" is damaged")[0][-2:] for complaint in complaints] == ["40", "30"]
+        assert [complaint.partition(" is damaged")[0][-2:] for complaint in checkpoints.complaints] == ["40", "30"]
         assert checkpoints.steps == [10]
+        assert {path.name for path in saved.iterdir()} == {"10", "damaged-30", "damaged-40"}
         checkpoints.save(state(40, 1.0), Record())
     with Checkpoints(saved) as checkpoints:
         np.testing.assert_array_equal(checkpoints.restore()[0]["params/blocks.0.kernel"], state(40, 1.0)["params/blocks.0.kernel"])
+
+
+def test_metadata_at_which_orbax_gives_up_altogether(saved):
+    path = saved / "40" / "_CHECKPOINT_METADATA"
+    path.write_text(path.read_text().replace("commit_", "c/mmit_"))
+    with pytest.raises(Damaged, match="40 is damaged .*; --resume sets it aside"), Checkpoints(saved):
+        pass
+    with Checkpoints(saved, clean=True) as checkpoints:
+        leaves, _ = checkpoints.restore_newest(shapes(state(0)))
+    assert int(leaves["step"]) == 30
+    assert "40 is damaged (" in checkpoints.complaints[0]
 
 
 def test_where_none_is_sound_all_stay(saved):
