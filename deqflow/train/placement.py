@@ -97,7 +97,7 @@ class Placement:
         """Within a compiled function, the inverse of `gathered`."""
         if not (self.full and len(self.devices) > 1):
             return leaves
-        # Whole first: else XLA would spread the end of the reverse pass too, for which it gathers once more.
+        # Whole first: from where a gradient is to lie XLA would infer how the activations do, and exchange those.
         leaves = jax.lax.with_sharding_constraint(leaves, self.whole)
         return {name: jax.lax.with_sharding_constraint(leaf, self._leaf(name, leaf.shape)) for name, leaf in leaves.items()}
 

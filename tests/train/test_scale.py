@@ -79,6 +79,7 @@ def test_eight_devices_as_one(subtests, eight):
             assert row["displaced"] == []
             # Whether any sample is still running: in the solver, in the linear solver, and in its own inner loop.
             assert row["in loops"] == (["pred[]"] * 3 if row["case"] == "deq" else [])
+            assert row["other kinds"] == []
             if row["full"]:
                 assert row["gathered"] == row["spread"]  # each parameter that is spread, once
                 assert row["kept"] < row["state"] / 3
@@ -250,6 +251,7 @@ def report(case, experiment, state, reference):
         "difference": difference(state, reference),
         "displaced": [name for name, leaf in state.items() if not leaf.sharding.is_equivalent_to(abstract[name].sharding, leaf.ndim)],
         "in loops": [shape for use in found if use.in_loop for shape in use.shapes],
+        "other kinds": sorted({use.kind for use in found} - {"all-gather", "all-reduce"}),
         "gathered": outside["all-gather"],
         "reduced": outside["all-reduce"],
         "parameters": nbytes(abstract, "params"),
