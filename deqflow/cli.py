@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         help="resume also with another config than the run was started with; it takes its place",
     )
     sub.add_argument("--quiet", action="store_true", help="show no progress, only warnings")
+    sub.add_argument("--profile", action="store_true", help="record a trace of ten steps in the run directory, for TensorBoard or XProf")
     several = sub.add_argument_group("several processes, which train one model together; each is started with the same arguments")
     several.add_argument("--distributed", action="store_true", help="this is one of them; SLURM, Open MPI or a TPU pod tells which")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where no cluster tells: the address of process 0, with a free port")
@@ -208,7 +209,14 @@ def _train(arguments: argparse.Namespace) -> int:
     where = (arguments.coordinator, arguments.processes, arguments.process)
     if arguments.distributed or where != (None, None, None):
         join(*where)
-    result = run(config, arguments.run, resume=arguments.resume, allow_config_change=arguments.allow_config_change, quiet=arguments.quiet)
+    result = run(
+        config,
+        arguments.run,
+        resume=arguments.resume,
+        allow_config_change=arguments.allow_config_change,
+        profile=arguments.profile,
+        quiet=arguments.quiet,
+    )
     if not is_first():
         return 0 if result.interrupted is None else 128 + result.interrupted
     if result.interrupted is not None:

@@ -20,6 +20,7 @@ from deqflow.registry import UserError
 from deqflow.train import guard
 from deqflow.train.checkpoint import Checkpoints, Record
 from deqflow.train.metrics import MetricsWriter
+from deqflow.train.profiling import Trace, peak_bytes
 from deqflow.train.progress import Progress
 from deqflow.train.signals import StopRequest
 from deqflow.train.state import Leaves, section
@@ -64,6 +65,7 @@ class Training:
         progress: Progress,
         checkpoints: Checkpoints,
         stop: StopRequest,
+        trace: Trace | None = None,
     ) -> None:
         self.program = program
         self.validation = validation
@@ -72,6 +74,7 @@ class Training:
         self.progress = progress
         self.checkpoints = checkpoints
         self.stop = stop
+        self.trace = trace
         self.seconds = 0.0
         self._began = time.perf_counter()
         self._pending: tuple[int, Leaves] | None = None
@@ -88,6 +91,8 @@ class Training:
         settings = self.program.settings
         begin = step = int(state["step"])
         while step < settings.steps and not self._out_of_patience(record) and self.stop.signal is None:
+            if self.trace is not None:
+                self.trace.before(step, state)
             self._batch = next(batches)
             state, told = self.program.step(state, self._batch)
             step += 1
@@ -204,7 +209,9 @@ class Training:
             self._under_way.popleft()
         self.progress.update(step, numbers)
         self.writer.write(step, "train", numbers)
-        self.writer.timing(step, time.perf_counter() - self._began, self.progress.steps_per_second)
+        speed = self.progress.steps_per_second
+        measured = {"steps_per_second": speed, "examples_per_second": speed and speed * self.batch_size, "peak_bytes": peak_bytes()}
+        self.writer.timing(step, time.perf_counter() - self._began, measured)
         if values["refused"]:
             what, _ = guard.reason(self.program.settings.guard, refused)
             self.warn(step, "refused", f"{values['refused']} updates refused before step {step}; of the last, {what}")

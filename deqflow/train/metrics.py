@@ -69,13 +69,12 @@ class MetricsWriter:
                 self._events.scalar(f"{split}/{name}", value, step)
         self._events.flush()
 
-    def timing(self, step: int, seconds: float, steps_per_second: float | None) -> None:
-        """Add a row to `timing.jsonl`: seconds since the process began to train, and the mean speed, left out while it is not known."""
-        row: Row = {"step": int(step), "seconds": float(seconds)}
-        if steps_per_second is not None:
-            row["steps_per_second"] = float(steps_per_second)
-            self._events.scalar("time/steps_per_second", float(steps_per_second), step)
-        self._append("timing", row)
+    def timing(self, step: int, seconds: float, measured: Mapping[str, float | int | None]) -> None:
+        """Add a row to `timing.jsonl`: seconds since the process began to train, and what else is known of speed and memory by then."""
+        known = {name: value for name, value in measured.items() if value is not None}
+        self._append("timing", {"step": int(step), "seconds": float(seconds), **known})
+        for name, value in known.items():
+            self._events.scalar(f"time/{name}", value, step)
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Add a row to `events.jsonl`: when the process was at `step`, something of that kind happened."""

@@ -22,6 +22,7 @@ from deqflow.train.loop import Training, evaluate_split, start
 from deqflow.train.machine import refusals_told, require_device
 from deqflow.train.metrics import MetricsWriter, read_rows
 from deqflow.train.processes import is_first, largest, place_to_write, wait_for_all
+from deqflow.train.profiling import Trace
 from deqflow.train.progress import Progress
 from deqflow.train.signals import Stopped, StopRequest
 from deqflow.train.state import Leaves
@@ -58,6 +59,7 @@ def run(
     resume: bool = False,
     allow_config_change: bool = False,
     overrides: Sequence[str] = (),
+    profile: bool = False,
     quiet: bool = False,
     console: Console | None = None,
 ) -> Result:
@@ -72,6 +74,7 @@ def run(
       resume: go on from the newest checkpoint in `run_dir` that is sound, if there is one; a finished run is returned as it is.
       allow_config_change: resume also with another config than the run was started with, which takes its place; a finished run goes on.
       overrides: changes such as `"train.steps=100"`, for a file or dictionaries.
+      profile: record a trace of ten steps in the run directory's `profile/`.
       quiet: show no progress.
       console: where progress is shown; standard error by default.
 
@@ -100,10 +103,10 @@ def run(
         elif not resume:
             directory.require_new()
         wait_for_all("the run directory is as they expect")
-        return _run(config, directory, changes, quiet, console or Console(stderr=True))
+        return _run(config, directory, changes, profile, quiet, console or Console(stderr=True))
 
 
-def _run(config: Config, directory: RunDirectory, changes: str, quiet: bool, console: Console) -> Result:
+def _run(config: Config, directory: RunDirectory, changes: str, profile: bool, quiet: bool, console: Console) -> Result:
     # All that can be wrong with the config, the data or the model shows before anything is written.
     assembly = assemble(config)
     model = assembly.make_model()
@@ -130,7 +133,8 @@ def _run(config: Config, directory: RunDirectory, changes: str, quiet: bool, con
                 train_batches(splits["train"], batch_size=batch_size, seed=config.seed, start=begin, **program.placement.share)
             )
         )
-        training = Training(program, splits["validation"], batch_size, writer, progress, checkpoints, stop)
+        trace = stack.enter_context(Trace(ours.path / "profile" if profile else None, begin))
+        training = Training(program, splits["validation"], batch_size, writer, progress, checkpoints, stop, trace)
         for complaint in checkpoints.complaints:
             training.warn(begin, "damaged checkpoint", complaint)
         if changes:

@@ -25,7 +25,7 @@ def write(directory, rows, resume_step=None):
     with MetricsWriter(directory, resume_step) as writer:
         for row in rows:
             writer.write(*row)
-            writer.timing(row[0], 0.5 * row[0], 40.0)
+            writer.timing(row[0], 0.5 * row[0], {"steps_per_second": 40.0})
         writer.sync()
 
 
@@ -163,5 +163,5 @@ def test_tensorboard_shows_pictures(tmp_path):
 
 def test_a_speed_that_is_not_known_yet_is_left_out(tmp_path):
     with MetricsWriter(tmp_path) as writer:
-        writer.timing(1, 2.5, None)
+        writer.timing(1, 2.5, {"steps_per_second": None})
     assert read_rows(tmp_path / "timing.jsonl") == [{"step": 1, "seconds": 2.5}]

@@ -330,6 +330,20 @@ def test_the_speed_is_that_of_the_device_from_the_first_row_on(tiny, tmp_path, m
         assert row["steps_per_second"] < 10 * true  # of dispatch alone it would be a hundred times
 
 
+def test_speed_and_memory_are_told(finished):
+    *_, row = read_rows(finished.directory / "timing.jsonl")
+    assert row["examples_per_second"] == pytest.approx(32 * row["steps_per_second"])
+    assert 2**24 < row["peak_bytes"] < 2**40
+
+
+def test_a_trace_is_recorded_when_asked_for(tiny, finished, tmp_path):
+    tiny["train"] |= {"steps": 8, "select": "last"}
+    result = run(parse(tiny), tmp_path / "run", profile=True, quiet=True)
+    (trace,) = (result.directory / "profile").rglob("*.xplane.pb")  # ended with the run, before its ten steps
+    assert b"_step" in trace.read_bytes()
+    assert not (finished.directory / "profile").exists()
+
+
 def test_training_learns(finished):
     rows = [row["nats"] for row in read_rows(finished.directory / "metrics.jsonl") if row["split"] == "validation"]
     assert rows[0] > rows[1] > rows[2]
