@@ -40,15 +40,16 @@ class Trace:
 
     def before(self, step: int, under_way: Any) -> None:
         """Begin or end the recording where it is due, before the step after `step`; `under_way` are arrays of the steps before."""
-        begins = self._folder is not None and step == self._first and not self._recording
+        begins = step == self._first and not self._recording
         ends = self._recording and step >= self._first + _RECORDED
-        if begins or ends:
-            jax.block_until_ready(under_way)  # what was started before counts before
-        if begins:
-            jax.profiler.start_trace(self._folder)
-            self._recording = True
+        if self._folder is None or not (begins or ends):
+            return
+        jax.block_until_ready(under_way)  # what was started before counts before
         if ends:
             self._end()
+        else:
+            jax.profiler.start_trace(self._folder)
+            self._recording = True
 
     def __enter__(self) -> "Trace":
         return self
