@@ -34,7 +34,10 @@ def idx(array):
 
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory):
-    """The overrides that give a config files of the form of those that it names, for what is read of them before training."""
+    """The overrides that give a config files of the form of those that it names, for what is read of them before training.
+
+    A config that names other files needs others here.
+    """
     folder = tmp_path_factory.mktemp("data")
     for split in ("train", "t10k"):
         (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(idx(np.arange(20 * 28 * 28).reshape(20, 28, 28) % 256))
