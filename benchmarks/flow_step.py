@@ -5,19 +5,24 @@ python benchmarks/flow_step.py
 RealNVP: ten affine couplings of 43 dimensions, alternating halves, each with a perceptron of two hidden layers of 128 and a permutation
 behind it. Residual flow: eight blocks of 43 dimensions, perceptrons of two hidden layers of 128 with a Lipschitz constant of 0.9, ActNorm
 between them, roulette with two exact terms and a geometric law of 1/2. A step is the mean negative log-likelihood of 512 points, its
-gradient and an update by Adam. Runs take turns, and medians count. Of the residual flow the spread of the gradient over draws of the
-estimator is compared, too: the variance relative to the squared mean, of the gradient with respect to the biases of the same network.
+gradient and an update by Adam. Runs take turns in one process, and the medians over seven processes count. Of the residual flow the
+spread of the gradient over draws of the estimator is compared, too: the variance relative to the squared mean, of the gradient with
+respect to the biases of the same network.
 Libraries that are not installed are left out and said to be.
 """
 
 # The other libraries need not be installed.
 # pyright: reportMissingImports=false
 
+import argparse
 import contextlib
+import dataclasses
 import importlib.metadata
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
@@ -35,7 +40,6 @@ from deqflow.flows import (
     Flow,
     LogDet,
     Permutation,
-    PowerSeries,
     Residual,
     RussianRoulette,
     StandardNormal,
@@ -46,7 +50,7 @@ from deqflow.nn import LipschitzMLP
 
 SIZE, BATCH, WIDTH, LAYERS, BLOCKS, BOUND = 43, 512, 128, 10, 8, 0.9
 KEPT = int(masks.half(SIZE).sum())
-TURNS, STEPS = 7, 10
+STEPS = 10
 X = np.random.default_rng(0).standard_normal((BATCH, SIZE)).astype(np.float32)
 # In normflows the first random term always counts: two exact terms there are three here.
 ROULETTE = RussianRoulette(exact_terms=3, law="geometric", mean=1.0)
@@ -68,14 +72,16 @@ class MLP(nnx.Module):
 
 
 def jax_step(flow: Flow) -> Step:
-    """A compiled update, the state donated."""
-    graph, params, rest = nnx.split(flow, nnx.Param, ..., graph=False)
+    """A compiled update of the leaves, as the trainer's, the state donated."""
+    graph, variables, rest = nnx.split(flow, nnx.Param, ..., graph=False)
+    params, structure = jax.tree.flatten(variables)
     optimizer = optax.adam(1e-3)
     x, state, count = jnp.asarray(X), (params, optimizer.init(params)), 0
 
     def update(state: Any, key: jax.Array) -> Any:
         params, moments = state
-        gradient = jax.grad(lambda p: -nnx.merge(graph, p, rest).log_prob(x, key=key).mean())(params)
+        flow = lambda p: nnx.merge(graph, jax.tree.unflatten(structure, p), rest)  # noqa: E731
+        gradient = jax.grad(lambda p: -flow(p).log_prob(x, key=key).mean())(params)
         updates, moments = optimizer.update(gradient, moments)
         return optax.apply_updates(params, updates), moments
 
@@ -209,7 +215,7 @@ def normflows_residual() -> Step:
     return torch_step(model, model.log_prob)
 
 
-def times(makers: dict[str, Callable[[], Step]]) -> dict[str, float]:
+def times(makers: dict[str, Callable[[], Step]], turns: int) -> dict[str, float]:
     """The median time of a step of each, in seconds; libraries that are missing are left out."""
     steps, seconds = {}, {}
     for name, make in makers.items():
@@ -220,8 +226,10 @@ def times(makers: dict[str, Callable[[], Step]]) -> dict[str, float]:
     for step in steps.values():
         for _ in range(3):
             step()
-    for _ in range(TURNS):
+    for _ in range(turns):
         for name, step in steps.items():
+            time.sleep(0.1)  # until the threads of the library before have come to rest
+            step()
             start = time.perf_counter()
             for _ in range(STEPS):
                 step()
@@ -291,8 +299,8 @@ def normflows_spread(count: int = 400) -> float:
     return spread(np.stack(draws))
 
 
-def main() -> None:
-    began = time.perf_counter()
+def measure(turns: int) -> dict[str, dict[str, float]]:
+    """Seconds per step, by kind of flow and library."""
     realnvp = {
         "deqflow": ours_realnvp,
         "flowjax": flowjax_realnvp,
@@ -302,18 +310,37 @@ def main() -> None:
     }
     residual = {
         "deqflow": lambda: ours_residual(ROULETTE),
-        "deqflow, 4 terms of the series": lambda: ours_residual(PowerSeries(terms=4)),
+        "deqflow, Neumann gradient": lambda: ours_residual(dataclasses.replace(ROULETTE, linear=None)),
         "deqflow, 4 Arnoldi steps": lambda: ours_residual(ArnoldiQuadrature(steps=4)),
         "normflows": normflows_residual,
     }
+    return {"realnvp": times(realnvp, turns), "residual": times(residual, turns)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--processes", type=int, default=7)
+    arguments = parser.parse_args()
+    began = time.perf_counter()
+    # Where one process has its buffers decides up to a fifth, for as long as it lives.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        runs = list(pool.map(measure, [arguments.turns] * arguments.processes))
     metrics: dict[str, Any] = {}
-    for kind, makers in {"realnvp": realnvp, "residual": residual}.items():
-        seconds = times(makers)
+    for kind in runs[0]:
+        seconds = [run[kind] for run in runs]
+        others = [name for name in seconds[0] if name != "deqflow"]
+        ratios = {name: sorted(run["deqflow"] / run[name] for run in seconds) for name in others}
         metrics[kind] = {
-            "milliseconds": {name: round(1e3 * value, 2) for name, value in seconds.items()},
-            "ratio": {name: round(seconds["deqflow"] / value, 3) for name, value in seconds.items() if name != "deqflow"},
+            "milliseconds": {name: round(1e3 * statistics.median(run[name] for run in seconds), 2) for name in seconds[0]},
+            "ratio": {name: round(statistics.median(values), 3) for name, values in ratios.items()},
+            "smallest and largest ratio": {name: [round(values[0], 3), round(values[-1], 3)] for name, values in ratios.items()},
         }
-    estimators = {"deqflow": ROULETTE, "deqflow, 4 Arnoldi steps": ArnoldiQuadrature(steps=4)}
+    estimators = {
+        "deqflow": ROULETTE,
+        "deqflow, Neumann gradient": dataclasses.replace(ROULETTE, linear=None),
+        "deqflow, 4 Arnoldi steps": ArnoldiQuadrature(steps=4),
+    }
     spreads = {name: our_spread(estimator) for name, estimator in estimators.items()}
     with contextlib.suppress(ImportError):
         spreads["normflows"] = normflows_spread()
