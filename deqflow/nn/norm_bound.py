@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Inexact
 
 from deqflow.nn.conv import Kernel
@@ -46,29 +47,35 @@ def _bound(matrix: Array, squarings: int) -> Array:
 def _(squarings: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """Its derivative, in closed form: differentiating through the iteration takes two products for every one of it.
 
-        N = (tr Gᑫ)^(1/2q),   q = 2ˢ,   G = MᴴM      =>      ∂N = N Re⟨M G^(q-1) / tr Gᑫ, ∂M⟩
+        N = (tr Gᑫ)^(1/2q),   q = 2ˢ,   G = MᴴM      =>      ∂N = N Re⟨M B^(q-1) / μ, ∂M⟩,   B = G / μ,   μ = N²
 
-    The power that is missing, by `μ = N²` and the series of `G⁻¹ = Σ_j (I - G/μ)ʲ / μ`: where Gᑫ is not negligible, G is close to μ.
+    Where Bᑫ is not negligible, B is close to I: few terms of `B^(q-1) = Σ_j (I - B)ʲ Bᑫ` give the power that is missing.
     """
     bound, unit, power, ratio = _iterate(primals[0], squarings)
-    mu = jnp.where(ratio > 0, ratio, 1)[..., None, None] ** 2
-    gram = jnp.matmul(jnp.conj(unit.mT), unit, precision="highest") / mu
-    square = rest = jnp.matmul(power, power, precision="highest")
-    for _ in range(_series_length(squarings, gram.shape[-1], bound.dtype) - 1):
-        rest = square + rest - jnp.matmul(gram, rest, precision="highest")
-    slope = jnp.matmul(unit, rest / mu, precision="highest")
+    mu = jnp.square(ratio)[..., None, None]
+    mu = jnp.where(mu > 0, mu, 1)
+    product = functools.partial(jnp.matmul, precision="highest")
+    gram = product(jnp.conj(unit.mT), unit) / mu
+    if (terms := _series_length(squarings, gram.shape[-1], bound.dtype)) is not None:
+        whole = rest = product(power, power)
+        for _ in range(terms - 1):
+            rest = whole + rest - product(gram, rest)
+    else:
+        rest = power = gram
+        for _ in range(squarings - 1):
+            power = product(power, power)
+            rest = product(rest, power)
+    slope = product(unit, rest / mu)
     return bound, ratio * jnp.sum(jnp.real(jnp.conj(slope) * tangents[0]), axis=(-2, -1))
 
 
-def _series_length(squarings: int, columns: int, dtype: Any) -> int:
-    """How many terms of the series leave an error of less than `eps^(2/3)`, relative to the largest eigenvalue's part."""
+def _series_length(squarings: int, columns: int, dtype: Any) -> int | None:
+    """How many terms leave an error of less than `eps^(2/3)` of the largest eigenvalue's part; `None` for more than squarings."""
     q = 2**squarings
     eigenvalues = np.linspace(0, 1, 10_001)
-    rest = 1 - eigenvalues * columns ** (-1 / q)
-    terms = 1
-    while np.max(eigenvalues ** (q - 1) * rest**terms) > float(jnp.finfo(dtype).eps) ** (2 / 3):
-        terms += 1
-    return terms
+    errors = eigenvalues ** (q - 1) * (1 - eigenvalues * columns ** (-1 / q)) ** np.arange(1, squarings + 1)[:, None]
+    enough = errors.max(1) < float(jnp.finfo(dtype).eps) ** (2 / 3)
+    return int(enough.argmax()) + 1 if enough.any() else None
 
 
 def _iterate(matrix: Array, squarings: int) -> tuple[Array, Array, Array, Array]:
@@ -77,10 +84,14 @@ def _iterate(matrix: Array, squarings: int) -> tuple[Array, Array, Array, Array]
     largest = jnp.max(jnp.abs(matrix), axis=(-2, -1), initial=0)
     scale = jnp.where(largest > 0, largest, 1)
     unit, size = _unit(matrix / scale[..., None, None])
-    power, log = unit, jnp.zeros_like(scale)
-    for k in range(1, squarings + 1):
+
+    def square(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        power, log = carry
         power, norm = _unit(jnp.matmul(jnp.conj(power.mT), power, precision="highest"))
-        log = log + jnp.log(norm) / 2**k
+        return power, log + jnp.log(norm) * 0.5**k
+
+    # A loop is compiled faster than its steps one after the other; the first makes a square matrix.
+    power, log = lax.fori_loop(2, squarings + 1, square, square(jnp.ones((), size.dtype), (unit, jnp.zeros_like(scale))))
     return scale * size * jnp.exp(log), unit, power, jnp.exp(log)
 
 

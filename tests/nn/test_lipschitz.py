@@ -125,6 +125,7 @@ def test_power_iteration_sees_the_padding(x64):
 def test_refresh_changes_power_iteration_vectors_alone():
     layers = nnx.List([Linear(4, 4, parametrise=make, rngs=nnx.Rngs(0)) for make in (NormLimit, AlmostOrthogonal)])
     layers.append(Linear(4, 4, parametrise=functools.partial(SpectralNorm, bound=0.1, rngs=nnx.Rngs(1)), rngs=nnx.Rngs(0)))
+    layers[-1].kernel.vector[...] = jnp.full((1, 4), 0.5)
     leaves = lambda: {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree.leaves_with_path(nnx.state(layers))}  # noqa: E731
     before = leaves()
     refresh(layers)
