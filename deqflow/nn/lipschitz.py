@@ -56,15 +56,20 @@ def lipschitz_bound(module: Any) -> float:
     if isinstance(module, nnx.Sequential):
         return lipschitz_bound(tuple(module.layers))
     if isinstance(module, (list, tuple, nnx.List)):
-        return min(math.prod(lipschitz_bound(part) for part in module), _through_other_norms(module))
+        product = math.prod(lipschitz_bound(part) for part in module)
+        return min(product, _through_other_norms(module)) if any(map(_is_mixed, module)) else product
     return math.inf
+
+
+def _is_mixed(part: Any) -> bool:
+    return isinstance(part, Linear) and isinstance(part.kernel, MixedNormLimit)
 
 
 def _through_other_norms(parts: Iterable[Any]) -> float:
     """The product in the norms that the weights name, `inf` if they do not meet or do not start and end in the Euclidean one."""
     product, norm = 1.0, "l2"
     for part in parts:
-        if isinstance(part, Linear) and isinstance(part.kernel, MixedNormLimit) and part.kernel.domain == norm:
+        if _is_mixed(part) and part.kernel.domain == norm:
             norm = part.kernel.codomain
             product *= abs(part.gain) * mixed_norm(part.kernel(), part.kernel.domain, norm)
         elif norm == "l2":
