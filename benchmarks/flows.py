@@ -10,6 +10,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,9 @@ def round_trip(bijector: Bijector, x: jax.Array) -> dict[str, float]:
     }
 
 
-def study(name: str, folder: Path, x: np.ndarray | None = None) -> dict[str, Any]:
+def study(name: str, folder: Path, x: np.ndarray | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The result of a config, and how well its model inverts `x`, by default points in the plane."""
-    result = run(ROOT / "configs" / f"{name}.yaml", folder, resume=folder.exists())
+    result = run(ROOT / "configs" / f"{name}.yaml", folder, overrides=overrides, resume=folder.exists())
     model: Any = load(folder)
     if x is None:
         x = np.random.default_rng(0).uniform(-4, 4, (4096, 2))

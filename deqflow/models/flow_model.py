@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key, Real
@@ -55,6 +56,14 @@ class FlowModel(nnx.Module, abc.ABC):
     def lipschitz_bounds(self) -> list[float]:
         """The certified Lipschitz bound of every map that must contract, from the data to the latent."""
         return lipschitz_bounds(self.flow.bijector)
+
+    def inverse_error(
+        self, x: Float[Array, "batch *event"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
+    ) -> Float[Array, " batch"]:
+        """`max |inverse(forward(x)) - x|` of each example of real data."""
+        x, bijector = self._flatten(x), self.flow.bijector
+        latent = bijector.forward_and_log_det(x, condition=condition, key=key).value
+        return jnp.abs(bijector.inverse_and_log_det(latent, condition=condition, key=key).value - x).max(axis=1)
 
     def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0, condition: Array | None = None) -> Float[Array, "n *event"]:
         """Draw `n` examples `(n, *input_shape)` in the range of the raw data; integer data as whole numbers of floating type."""

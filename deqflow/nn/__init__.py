@@ -11,10 +11,12 @@ from deqflow.nn.lipschitz import lipschitz_bound
 from deqflow.nn.lipschitz_conv_net import LipschitzConvNet
 from deqflow.nn.lipschitz_dense_net import LipschitzDenseNet
 from deqflow.nn.lipschitz_mlp import LipschitzMLP
+from deqflow.nn.mixed_norm import MixedNormLimit
 from deqflow.nn.monotone import MonotoneConv, MonotoneDense, MonotoneOperator
 from deqflow.nn.norm import GroupNorm
 from deqflow.nn.norm_bound import conv_norm_bound, norm_bound
 from deqflow.nn.norm_limit import NormLimit
+from deqflow.nn.orthogonal import Orthogonal
 from deqflow.nn.resample import Resample, windows
 from deqflow.nn.residual import ResidualBlock
 from deqflow.nn.spectral_norm import SpectralNorm, refresh
@@ -33,10 +35,12 @@ __all__ = [
     "LipschitzConvNet",
     "LipschitzDenseNet",
     "LipschitzMLP",
+    "MixedNormLimit",
     "MonotoneConv",
     "MonotoneDense",
     "MonotoneOperator",
     "NormLimit",
+    "Orthogonal",
     "Resample",
     "ResidualBlock",
     "SpectralNorm",

@@ -7,18 +7,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from deqflow.nn.mixed_norm import DUAL, Norm
+
 # Angles per degree of the symbol. Every second and fourth of them are looked at alone too: they are what `NormLimit` and
 # `conv_norm_bound` see, so that no certificate is above the bound by which a kernel was divided.
 _ANGLES = 32
 _SUBSETS = (1, 2, 4)
 # Steps towards the weights that make the row sums equal; any weights give a bound.
 _BALANCINGS = 100
+_ORDERS: dict[Norm, float] = {"l1": 1, "l2": 2, "linf": math.inf}
 
 
 def spectral_norm(matrix: Any) -> float:
     """The largest singular value of a matrix in float64, and what rounding the entries to the type they come in may add to it."""
     values, margin = _host(matrix)
     return float(np.linalg.norm(values, 2) * margin) if np.isfinite(values).all() else math.inf
+
+
+def mixed_norm(matrix: Any, domain: Norm, codomain: Norm) -> float:
+    """The bound N of `MixedNormLimit` in float64, with the same margin."""
+    values, margin = _host(matrix)
+    dual, outer = _ORDERS[DUAL[domain]], _ORDERS[codomain]
+    by_outputs = np.linalg.norm(np.linalg.norm(values, dual, axis=0), outer)
+    by_inputs = np.linalg.norm(np.linalg.norm(values, outer, axis=1), dual)
+    return float(min(by_outputs, by_inputs) * margin) if np.isfinite(values).all() else math.inf
 
 
 def conv_spectral_norm(kernel: Any) -> float:

@@ -1,14 +1,16 @@
 """Upper bounds of Lipschitz constants, computed on the host and certain up to a rounding margin."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 
 from deqflow.nn.activations import Activation
-from deqflow.nn.certificate import conv_spectral_norm, spectral_norm
+from deqflow.nn.certificate import conv_spectral_norm, mixed_norm, spectral_norm
 from deqflow.nn.conv import Conv
 from deqflow.nn.linear import Linear
+from deqflow.nn.mixed_norm import MixedNormLimit
 from deqflow.nn.weight import value_of
 
 
@@ -28,7 +30,8 @@ def lipschitz_bound(module: Any) -> float:
 
     Args:
       module: a `Linear` layer, a `Conv`, an `Activation`, a sequence of such things, which are taken one after the other (the same
-        layer twice counts twice), or anything that has a method `lipschitz_bound`.
+        layer twice counts twice; the product may run through other norms, see `MixedNormLimit`), or anything that has a method
+        `lipschitz_bound`.
 
     Raises:
       TypeError: inside `jit`, where there are no numbers.
@@ -53,5 +56,27 @@ def lipschitz_bound(module: Any) -> float:
     if isinstance(module, nnx.Sequential):
         return lipschitz_bound(tuple(module.layers))
     if isinstance(module, (list, tuple, nnx.List)):
-        return math.prod(lipschitz_bound(part) for part in module)
+        product = math.prod(lipschitz_bound(part) for part in module)
+        return min(product, _through_other_norms(module)) if any(map(_is_mixed, module)) else product
     return math.inf
+
+
+def _is_mixed(part: Any) -> bool:
+    return isinstance(part, Linear) and isinstance(part.kernel, MixedNormLimit)
+
+
+def _through_other_norms(parts: Iterable[Any]) -> float:
+    """The product in the norms that the weights name, `inf` if they do not meet or do not start and end in the Euclidean one."""
+    product, norm = 1.0, "l2"
+    for part in parts:
+        if _is_mixed(part) and part.kernel.domain == norm:
+            norm = part.kernel.codomain
+            product *= abs(part.gain) * mixed_norm(part.kernel(), part.kernel.domain, norm)
+        elif norm == "l2":
+            product *= lipschitz_bound(part)
+        elif isinstance(part, Activation):
+            # The several outputs of one input move by no more than 1 together in l2, so each by no more, and their sum by its root.
+            product *= part.lipschitz * (math.sqrt(part.widening) if norm == "l1" else 1)
+        else:
+            return math.inf
+    return product if norm == "l2" else math.inf

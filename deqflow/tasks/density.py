@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from matplotlib.figure import Figure
 
 from deqflow.registry import FromRuntime, Range, check_ranges
-from deqflow.tasks.density_figures import density_beside_data, grid_points, sample_grid, view
+from deqflow.tasks.density_figures import bounds_by_layer, density_beside_data, grid_points, inverse_errors, sample_grid, view
 from deqflow.tasks.figures import is_image
 from deqflow.tasks.reports import report_rows
 from deqflow.tasks.solves import batch_of_solves, summarize_solves
@@ -44,6 +44,13 @@ class Certified(Protocol):
     """A model made of maps whose Lipschitz constants are bounded."""
 
     def lipschitz_bounds(self) -> list[float]: ...
+
+
+@runtime_checkable
+class Inverted(Protocol):
+    """A model that finds its way back by solving equations, and knows how far it misses."""
+
+    def inverse_error(self, x: jax.Array, *, key: Key[Array, ""] | None = None) -> jax.Array: ...
 
 
 @runtime_checkable
@@ -173,7 +180,10 @@ class Density(Task):
     def pictures(
         self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
     ) -> dict[str, Figure]:
-        """`samples` beside data for images, `density` beside data for points in the plane."""
+        """`samples` beside data for images, `density` beside data for points in the plane.
+
+        Of a model made of maps that must contract also `lipschitz_bounds` by layer and, for real data, the `inverse_error`.
+        """
         assert isinstance(model, DensityModel)
         graphdef, state = nnx.split(model)
         sample_key, density_key = jax.random.split(key)
@@ -181,12 +191,21 @@ class Density(Task):
         def sample(n: int) -> np.ndarray:
             return np.asarray(jax.jit(lambda state: nnx.merge(graphdef, state).sample(sample_key, n))(state))
 
+        def miss(state: Any, x: jax.Array) -> jax.Array:
+            model: Any = nnx.merge(graphdef, state)
+            return model.inverse_error(x, key=density_key)
+
         data = batch["x"] if "mask" not in batch else batch["x"][batch["mask"] > 0]
+        figures: dict[str, Figure] = {}
+        if isinstance(model, Certified) and (bounds := model.lipschitz_bounds()):
+            figures["lipschitz_bounds"] = bounds_by_layer(bounds)
+            if isinstance(model, Inverted) and self.levels is None:
+                figures["inverse_error"] = inverse_errors(np.asarray(jax.jit(miss)(state, data)))
         if is_image(data.shape[1:]):
             limits = (0.0, self.levels - 1.0) if self.levels is not None else (float(data.min()), float(data.max()))
-            return {"samples": sample_grid(data[:_IMAGES], sample(_IMAGES), limits)}
+            return {"samples": sample_grid(data[:_IMAGES], sample(_IMAGES), limits), **figures}
         if "x" not in rows:
-            return {}
+            return figures
         points = rows["x"][:_POINTS]
         limits = view(points)
         cells = grid_points(limits, _SIDE).reshape(_SIDE, _SIDE, 2)
@@ -194,7 +213,7 @@ class Density(Task):
         # line by line: a model with wide layers need not hold the whole grid at once
         log_density = np.stack([np.asarray(density(state, line)) for line in cells])
         nats = self.summarize(rows)["nats"]
-        return {"density": density_beside_data(points, log_density, sample(len(points)), limits, nats, self.entropy)}
+        return {"density": density_beside_data(points, log_density, sample(len(points)), limits, nats, self.entropy), **figures}
 
     def _scale(self, x: jax.Array) -> float:
         """What turns nats of an example into the reported unit."""

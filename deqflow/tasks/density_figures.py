@@ -1,4 +1,6 @@
-"""Pictures of a density model: its density and its samples, each beside the data."""
+"""Pictures of a density model: its density and its samples, each beside the data, and how well it is inverted."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Num
@@ -6,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from deqflow.tasks.figures import SEQUENTIAL, is_image, panels, show_grid
+from deqflow.tasks.figures import BLUE, GREY, ORANGE, SEQUENTIAL, is_image, panels, show_grid, tidy
 
 
 def sample_grid(
@@ -87,6 +89,44 @@ def density_beside_data(
     for ax in axes:
         ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xlabel="$x_1$")
     axes[0].set_ylabel("$x_2$")
+    return figure
+
+
+def bounds_by_layer(bounds: Sequence[float]) -> Figure:
+    """Draw the certified Lipschitz bound of every map that must contract; where one is 1 or more, nothing says that it can be inverted.
+
+    Args:
+      bounds: from the data to the latent; `inf` where nothing is certified.
+    """
+    values = np.asarray(bounds, np.float64)
+    at = np.arange(1, len(values) + 1)
+    top = 1.15 * float(max(1.0, values[np.isfinite(values)].max(initial=0)))
+    figure, (axes,) = panels(columns=1, width=5)
+    axes.bar(at, np.minimum(values, top), color=np.where(values < 1, BLUE, ORANGE).tolist(), width=0.7)
+    axes.axhline(1, color=GREY, linestyle="--", linewidth=1)
+    axes.set(xlabel="map, from the data to the latent", ylabel="certified Lipschitz bound", ylim=(0, top))
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
+    axes.set_title(f"largest {values.max():.4g}", fontsize="medium")
+    tidy(axes)
+    return figure
+
+
+def inverse_errors(errors: Float[np.ndarray, " n"]) -> Figure:
+    """Draw how far the inverse of a flow misses the points that it should return to.
+
+    Args:
+      errors: `max |inverse(forward(x)) - x|` of every example, in the units of the data.
+    """
+    finite = errors[np.isfinite(errors)].astype(np.float64)
+    seen = np.maximum(finite, 1e-9) if finite.size else np.array([1.0])  # of an exact inverse too there is a place on the axis
+    figure, (axes,) = panels(columns=1, width=5)
+    low, high = np.floor(np.log10(seen.min())), np.ceil(np.log10(seen.max()) + 1e-9)
+    axes.hist(seen if finite.size else [], bins=np.logspace(low, max(high, low + 1), 41).tolist(), color=BLUE)
+    axes.set(xscale="log", xlabel="max |inverse(forward(x)) - x|", ylabel=f"of {len(errors)} test examples")
+    lost = len(errors) - len(finite)
+    about = [f"median {np.median(finite):.1e}, largest {finite.max():.1e}"] if finite.size else []
+    axes.set_title(", ".join(about + [f"{lost} not finite"] * (lost > 0)), fontsize="medium")
+    tidy(axes)
     return figure
 
 

@@ -37,6 +37,15 @@ def test_the_density_integrates_to_one(build):
     np.testing.assert_allclose(density.sum() * (axis[1] - axis[0]) ** 2, 1, atol=1e-3)
 
 
+def test_the_inverse_error_is_that_of_the_way_there_and_back():
+    model = ResidualFlow(blocks=1, **SMALL, input_shape=(2,), rngs=nnx.Rngs(0))
+    model.eval()
+    x = jax.random.normal(jax.random.key(0), (5, 2))
+    error = nnx.jit(lambda model, x: model.inverse_error(x))(model, x)
+    assert error.shape == (5,)
+    assert 0 < error.max() < 1e-5
+
+
 def test_integers_condition_samples_and_gradients(build):
     model = build(input_shape=(2, 2, 1), levels=17, condition_size=3)
     x = jnp.asarray(np.random.default_rng(0).integers(0, 17, (6, 2, 2, 1)))

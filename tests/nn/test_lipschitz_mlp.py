@@ -36,6 +36,18 @@ def test_no_jacobian_exceeds_the_certified_bound(activation):
     assert bound >= 0.85  # large weights use what they may
 
 
+@pytest.mark.parametrize("parametrise, least", [("almost_orthogonal", 0.3), ("orthogonal", 0.969), ("mixed_norm", 0.05)])
+def test_other_parametrisations_are_certified_too(parametrise, least):
+    mlp = LipschitzMLP(4, width=8, depth=2, bound=0.97, parametrise=parametrise, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (50, 4))
+    jacobians = nnx.jit(lambda g, x: jax.vmap(jax.jacobian(lambda x: g(x[None])[0]))(x))
+    for seed, scale in enumerate([0.0, 1.0, 30.0]):
+        model = scrambled(mlp, seed, scale)
+        bound = model.lipschitz_bound()
+        assert least <= bound <= 0.97
+        assert np.linalg.norm(jacobians(model, x), 2, axis=(1, 2)).max() <= bound
+
+
 def test_the_bound_is_of_x_alone():
     mlp = LipschitzMLP(2, width=8, depth=1, bound=0.9, condition_size=1, rngs=nnx.Rngs(0))
     mlp.condition.kernel[...] = 1e3 * jnp.ones((1, 8))

@@ -12,6 +12,7 @@ from deqflow.flows import ArnoldiQuadrature
 from deqflow.models.residual_flow import ImplicitNormalizingFlow
 from deqflow.registry import resolve
 from deqflow.tasks import Density
+from deqflow.tasks.density_figures import inverse_errors
 
 KEY = jax.random.key(0)
 
@@ -186,6 +187,30 @@ def test_picture_of_images_and_of_plain_vectors():
     assert [axes.get_title() for axes in figures["samples"].axes] == ["Test images", "Samples of the model"]
     x = np.zeros((5, 7), np.float32)
     assert Density().pictures(Gaussian(7), rows_of(Density(), Gaussian(7), x), {"x": x}, KEY) == {}
+
+
+class Contracting(Gaussian):
+    """A model of three maps, whose inverse misses by a little, or loses an example altogether."""
+
+    def lipschitz_bounds(self):
+        return [0.5, 0.98, np.inf]
+
+    def inverse_error(self, x, *, key=None):
+        return jnp.where(jnp.arange(len(x)) == 0, jnp.nan, 1e-5 + 0 * x[:, 0])
+
+
+def test_pictures_of_bounds_by_layer_and_of_the_inverse_error(tmp_path):
+    x = np.zeros((6, 7), np.float32)
+    figures = Density().pictures(Contracting(7), rows_of(Density(), Gaussian(7), x), {"x": x}, KEY)
+    assert list(figures) == ["lipschitz_bounds", "inverse_error"]
+    (bounds,), (errors,) = figures["lipschitz_bounds"].axes, figures["inverse_error"].axes
+    np.testing.assert_allclose([bar.get_height() for bar in bounds.patches], [0.5, 0.98, bounds.get_ylim()[1]])
+    assert bounds.get_title() == "largest inf"
+    assert sum(bar.get_height() for bar in errors.patches) == 5
+    assert errors.get_title() == "median 1.0e-05, largest 1.0e-05, 1 not finite"
+    lost = inverse_errors(np.full(3, np.nan))
+    for index, figure in enumerate([*figures.values(), lost]):
+        figure.savefig(tmp_path / f"{index}.png")
 
 
 def test_registered():
