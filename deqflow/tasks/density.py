@@ -40,13 +40,6 @@ class ReportingModel(Protocol):
 
 
 @runtime_checkable
-class Certified(Protocol):
-    """A model made of maps whose Lipschitz constants are bounded."""
-
-    def lipschitz_bounds(self) -> list[float]: ...
-
-
-@runtime_checkable
 class DataInitialized(Protocol):
     """A model whose first parameters depend on data."""
 
@@ -164,11 +157,6 @@ class Density(Task):
         if not finite.all():
             summary["failures"] = float((~finite).mean())
         return summary | summarize_solves(rows)
-
-    def inspect(self, model: nnx.Module) -> dict[str, float]:
-        """`lipschitz_bound`, the largest certified one of the maps that must contract, where there are any."""
-        bounds = model.lipschitz_bounds() if isinstance(model, Certified) else []
-        return {"lipschitz_bound": max(bounds)} if bounds else {}
 
     def pictures(
         self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]

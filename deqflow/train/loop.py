@@ -173,7 +173,7 @@ class Training:
     def _validate(self, state: Leaves, record: Record, step: int) -> tuple[Record, bool]:
         task = self.program.task
         numbers = task.summarize(evaluate_split(self.program, state, self.validation, self.batch_size))
-        numbers |= task.inspect(self.program.layout.model(self.program.placement.fetched(state), training=False))
+        numbers |= self.program.inspect(state, self.validation)
         self.writer.write(step, "validation", numbers)
         value = numbers[task.monitor]
         shown = "  ".join(f"{name} {number:.4g}" for name, number in numbers.items())

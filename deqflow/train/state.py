@@ -81,15 +81,6 @@ class Layout:
         )
 
 
-def solver_numbers(model: nnx.Module) -> Leaves:
-    """What the equilibrium layers of `model` reported in their last call, over all of them: see `deqflow.deq.Diagnostics`."""
-    reports: dict[str, list[jax.Array]] = {}
-    for path, variable in nnx.to_flat_state(nnx.state(model, Diagnostics)):
-        reports.setdefault(str(path[-1]), []).append(variable[...])
-    over = {"max_steps": jnp.max}
-    return {f"solver_{name}": over.get(name, jnp.mean)(jnp.stack(values)) for name, values in sorted(reports.items())}
-
-
 def _shapes(state: nnx.State) -> nnx.State:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 

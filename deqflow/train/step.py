@@ -11,15 +11,20 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Int, Key
 
+from deqflow.data.source import Records
 from deqflow.data.spec import DataSpec
-from deqflow.deq import at_step, penalties
+from deqflow.deq import Examined, at_step, examine, penalties
 from deqflow.nn import refresh
 from deqflow.tasks.task import Batch, Task
 from deqflow.train import guard
 from deqflow.train.optim import Optimizer
 from deqflow.train.placement import Placement
+from deqflow.train.reports import certificate, solver_numbers
 from deqflow.train.settings import TrainSettings
-from deqflow.train.state import Layout, Leaves, Shapes, named, restore, section, solver_numbers
+from deqflow.train.state import Layout, Leaves, Shapes, named, restore, section
+
+_EXAMINED = 16
+"""Examples whose equilibria are examined beside a validation: enough for the size of the numbers, and few to compute."""
 
 
 class Stream(enum.IntEnum):
@@ -83,6 +88,7 @@ class Program:
         self.abstract: Shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[name]) for name, leaf in shapes.items()}
         self.step = jax.jit(self._step, donate_argnums=0, in_shardings=(places, rows), out_shardings=(places, whole))
         self.evaluate = jax.jit(self._evaluate, in_shardings=(places, rows, whole), out_shardings=whole)
+        self.examine = jax.jit(self._examine, in_shardings=(places, whole), out_shardings=whole)
 
     def initial(self, leaves: Leaves, batch: Mapping[str, Any]) -> Leaves:
         """The whole state at step 0, from copies of the model's leaves, as the first step reuses the memory of the state."""
@@ -176,6 +182,23 @@ class Program:
         decay = jnp.minimum(self.settings.ema, (1 + state["step"]) / (10 + state["step"]))
         pairs = {name.replace("params/", "average/", 1): leaf for name, leaf in params.items()}
         return {name: (decay * state[name] + (1 - decay) * leaf).astype(leaf.dtype) for name, leaf in pairs.items()}
+
+    def inspect(self, state: Leaves, records: Records) -> dict[str, float]:
+        """What the model reports beside a validation: how healthy its equilibria of a few `records` are, and its certificates.
+
+        All processes call it together.
+        """
+        numbers: dict[str, float] = {}
+        if jax.tree.leaves(self.layout.diagnostics):
+            batch = records.gather(np.arange(min(len(records), _EXAMINED)))
+            numbers = {name: value.item() for name, value in jax.device_get(self.examine(state, batch)).items()}
+        return numbers | certificate(self.layout.model(self.placement.fetched(state), training=False))
+
+    def _examine(self, state: Leaves, batch: Batch) -> Leaves:
+        model = self.layout.model(self.placement.gathered(state), training=False)
+        examine(model)
+        self.task.evaluate(model, batch, random_key(self.seed, Stream.EVALUATE))
+        return solver_numbers(model, Examined)
 
     def _evaluate(self, state: Leaves, batch: Batch, index: Array) -> dict[str, Array]:
         """Values per example of one evaluation batch, with its `y` and `mask`; the same key for the same batch at every evaluation."""
