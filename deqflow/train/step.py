@@ -19,6 +19,7 @@ from deqflow.tasks.task import Batch, Task
 from deqflow.train import guard
 from deqflow.train.optim import Optimizer
 from deqflow.train.placement import Placement
+from deqflow.train.precision import narrowed, widened
 from deqflow.train.reports import certificate, solver_numbers
 from deqflow.train.settings import TrainSettings
 from deqflow.train.state import Layout, Leaves, Shapes, named, restore, section
@@ -116,7 +117,10 @@ class Program:
         model = self.layout.model(params | variables, training=True)
         at_step(model, step)
         refresh(model)
-        loss, numbers = self.task.loss(model, batch, key)
+        if self.settings.compute == "bfloat16":
+            leaves = self.layout.leaves(model)
+            model, batch = self.layout.model(leaves | narrowed(section(leaves, "params")), training=True), narrowed(batch)
+        loss, numbers = widened(self.task.loss(model, batch, key))
         loss = loss + penalties(model)
         return loss, ({"loss": loss, **numbers, **solver_numbers(model)}, section(self.layout.leaves(model), "model"))
 
