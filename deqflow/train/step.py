@@ -1,6 +1,7 @@
 """The two compiled functions of a run: one training step, and the evaluation of one batch."""
 
 import enum
+import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from deqflow.deq import Examined, at_step, examine, penalties
 from deqflow.nn import refresh
 from deqflow.tasks.task import Batch, Task
 from deqflow.train import guard
+from deqflow.train.flops import Work, work_of
 from deqflow.train.optim import Optimizer
 from deqflow.train.placement import Placement
 from deqflow.train.precision import narrowed, widened
@@ -81,6 +83,7 @@ class Program:
         self.task = task
         self.settings = settings
         self.seed = seed
+        self.batch = batch
         self.transform = optimizer.transform(settings.steps)
         self.patience = min(settings.guard.in_a_row, settings.steps)  # with refusals
         self.placement = placement if placement is not None else Placement.here()
@@ -186,6 +189,11 @@ class Program:
         decay = jnp.minimum(self.settings.ema, (1 + state["step"]) / (10 + state["step"]))
         pairs = {name.replace("params/", "average/", 1): leaf for name, leaf in params.items()}
         return {name: (decay * state[name] + (1 - decay) * leaf).astype(leaf.dtype) for name, leaf in pairs.items()}
+
+    @functools.cached_property
+    def work(self) -> Work:
+        """What a training step computes."""
+        return work_of(self.step.trace(self.abstract, self.batch).jaxpr)
 
     def inspect(self, state: Leaves, records: Records) -> dict[str, float]:
         """What the model reports beside a validation: how healthy its equilibria of a few `records` are, and its certificates.
