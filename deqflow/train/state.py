@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+from jax.tree_util import GetAttrKey
 
 from deqflow.deq import Diagnostics
 
@@ -86,18 +86,7 @@ def _shapes(state: nnx.State) -> nnx.State:
 
 
 def _names(tree: Any, role: str) -> list[str]:
-    return ["/".join([role, ".".join(_words(path))]) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-
-
-def _words(path: tuple[Any, ...]) -> list[str]:
-    """A key path in words, without the `value` attribute in which NNX variables hold their array."""
-    if path and path[-1] == GetAttrKey("value"):
-        path = path[:-1]
-    words = []
-    for key in path:
-        match key:
-            case DictKey(key=word) | FlattenedIndexKey(key=word) | SequenceKey(idx=word) | GetAttrKey(name=word):
-                words.append(str(word))
-            case _:
-                words.append(str(key))
-    return words
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    # Without the `value` attribute in which NNX variables hold their array.
+    paths = [path[:-1] if path and path[-1] == GetAttrKey("value") else path for path in paths]
+    return [f"{role}/{jax.tree_util.keystr(path, simple=True, separator='.')}" for path in paths]
