@@ -280,8 +280,8 @@ def _check(arguments: argparse.Namespace) -> int:
     console.print(table)
     console.print(f"parameters: {report.count:,}", highlight=False)
     console.print("batch: " + ", ".join(f"{name} {text}" for name, text in report.batch.items()), highlight=False, markup=False)
-    if report.flops is not None:
-        console.print(f"FLOPs of a training step: {report.flops:.4g} (a solver's loop counts as one iteration)", highlight=False)
+    loops = "" if report.work.exact else " (a solver's loop counts as one iteration)"
+    console.print(f"FLOPs of a training step in matrix products: {report.work.flops:.4g}{loops}", highlight=False)
     console.print(f"memory of the state: {size_in_words(report.state_bytes)}", highlight=False)
     if report.temporary_bytes is not None:
         console.print(f"memory of a training step besides: {size_in_words(report.temporary_bytes)}", highlight=False)

@@ -14,7 +14,8 @@ from deqflow.deq import DEQ
 from deqflow.implicit import Gradient, Implicit, Picard, Solver
 from deqflow.registry import UserError
 from deqflow.train.assemble import assemble
-from deqflow.train.state import Layout, section, solver_numbers
+from deqflow.train.reports import solver_numbers
+from deqflow.train.state import Layout, section
 from deqflow.train.step import Stream, abstract_batch, random_key
 
 

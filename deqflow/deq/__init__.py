@@ -2,8 +2,8 @@
 
 from deqflow.deq.cell import Cell
 from deqflow.deq.conv_cell import ConvCell
-from deqflow.deq.diagnostics import Diagnostics
-from deqflow.deq.layer import DEQ
+from deqflow.deq.diagnostics import Diagnostics, Examined
+from deqflow.deq.layer import DEQ, examine
 from deqflow.deq.mlp_cell import MLPCell
 from deqflow.deq.monotone_cell import MonotoneCell, MonotoneConvCell, MonotoneDenseCell
 from deqflow.deq.multiscale_cell import MultiscaleCell
@@ -26,6 +26,7 @@ __all__ = [
     "Cell",
     "ConvCell",
     "Diagnostics",
+    "Examined",
     "JacobianPenalty",
     "LoopedCell",
     "MLPCell",
@@ -43,6 +44,7 @@ __all__ = [
     "TrainingStep",
     "TransformerCell",
     "at_step",
+    "examine",
     "jacobian_norm",
     "penalties",
 ]

@@ -10,10 +10,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Key
 
 from deqflow.deq.cell import State
-from deqflow.deq.diagnostics import SolveDiagnostics, write
+from deqflow.deq.diagnostics import HealthDiagnostics, SolveDiagnostics, write
 from deqflow.deq.training import Penalty, Training, TrainingStep, all_finite, unroll
 from deqflow.implicit import Anderson, Gradient, Implicit, JacobianFree, Picard, Solution, Solver, Status, fixed_point
-from deqflow.implicit.trees import as_floating, check_like, select
+from deqflow.implicit.health import health
+from deqflow.implicit.trees import as_floating, check_like, on_rows, rows, select
 
 
 class DEQ(nnx.Module):
@@ -65,6 +66,7 @@ class DEQ(nnx.Module):
         self.training = training
         self.deterministic = False  # set by model.eval() and model.train()
         self.diagnostics = SolveDiagnostics()
+        self.health: HealthDiagnostics | None = nnx.data(None)  # set by examine()
         self.step = TrainingStep(jnp.zeros((), jnp.int32)) if training.scheduled else None
         self.penalty = Penalty(jnp.zeros((), jnp.float32)) if training.jacobian else None
 
@@ -117,6 +119,10 @@ class DEQ(nnx.Module):
         solution = self._solved(step, start, key, budget, trace, states)
         stats = solution.stats._replace(status=jnp.where(valid, solution.stats.status, jnp.int32(Status.INVALID_INPUT)))
         self.diagnostics.record(stats)
+        if self.health is not None:
+            at = lax.stop_gradient(solution.value)
+            measured = health(on_rows(step, at, True, "the cell's output"), rows(at, True)[0], self.gradient)
+            self.health.record(measured, ~stats.failed)
         if self.penalty is not None:
             self._penalise(self.penalty, step, solution.value, key, ~stats.failed)
         found = (solution.value, solution.states)
@@ -177,6 +183,23 @@ class DEQ(nnx.Module):
     def _prepared(self, x: Any, key: Key[Array, ""] | None) -> Callable[[State], State]:
         prepare = getattr(self.cell, "prepare", None)
         return prepare(x, key) if prepare else lambda z: self.cell(z, x)
+
+
+def examine(model: nnx.Module) -> None:
+    """Let every equilibrium layer of `model` report from its next solve on how healthy its equilibria and their gradients are.
+
+    The numbers are those of `HealthDiagnostics`, as `Diagnostics` variables of every layer's `health`, and cost a multiple of a solve.
+
+    Example:
+      >>> layer = DEQ(lambda z, x: x - 0.5 * z, Picard(), JacobianFree())
+      >>> examine(layer)
+      >>> z = nnx.jit(lambda layer, x: layer(x))(layer, jnp.ones((2, 3)))
+      >>> print(f"{layer.health.spectral_radius[...]:.3f}")
+      0.500
+    """
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, DEQ):
+            module.health = HealthDiagnostics(module.diagnostics.steps, backward=isinstance(module.gradient, Implicit))
 
 
 def _refuse_batch_statistics(cell: Any) -> None:

@@ -1,12 +1,12 @@
 """A cell whose state has several resolutions."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -97,7 +97,7 @@ class MultiscaleCell(Cell):
 
 
 def _normalised_sum(terms: list[Images]) -> Images:
-    return sum(terms[1:], terms[0]) / np.sqrt(len(terms), dtype=np.float32)
+    return sum(terms[1:], terms[0]) / math.sqrt(len(terms))
 
 
 def _pairs(scales: int) -> list[tuple[int, int]]:

@@ -35,9 +35,10 @@ class ImageStem(nnx.Module):
         self.norms = nnx.List([GroupNorm(width, groups) for _ in self.factors])
 
     def __call__(self, x: Num[Array, "batch height width channels"]) -> Float[Array, "batch rows columns features"]:
-        x = x.astype(jnp.float32)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.levels is not None:
             x = x / (self.levels - 1)
+        x = x.astype(self.norms[0].scale.dtype)
         for p, conv, norm in zip(self.factors, self.convs, self.norms, strict=True):
             x = jax.nn.relu(norm(conv(windows(x, p))))
         return x

@@ -30,6 +30,7 @@ class TokenEmbedding(nnx.Module):
 
     def __init__(self, vocabulary: int, width: int, *, rngs: nnx.Rngs) -> None:
         self.embed = nnx.Embed(vocabulary, width, rngs=rngs)
+        self.embed.dtype = None  # that of its matrix when it is used, not when it was made
         self.norm = nnx.LayerNorm(width, rngs=rngs)
 
     def encode(self, tokens: Tokens) -> Sequences:

@@ -1,5 +1,7 @@
 """Causal attention with relative positions."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,9 +52,9 @@ class CausalAttention(nnx.Module):
         """
         time = x.shape[1] if time is None else time
         q, k, v = jnp.split(self.qkv(x).reshape(*x.shape[:2], self.heads, -1), 3, axis=-1)
-        q = q[:, x.shape[1] - time :] / np.float32(np.sqrt(q.shape[-1]))
-        scores = jnp.einsum("bihd,bjhd->bhij", q, k) + self._position(time, x.shape[1])
-        y = jnp.einsum("bhij,bjhd->bihd", jax.nn.softmax(scores), v)
+        q = q[:, x.shape[1] - time :] / math.sqrt(q.shape[-1])
+        scores = jnp.einsum("bihd,bjhd->bhij", q, k).astype(jnp.promote_types(x.dtype, jnp.float32)) + self._position(time, x.shape[1])
+        y = jnp.einsum("bhij,bjhd->bihd", jax.nn.softmax(scores).astype(v.dtype), v)
         return self.out(y.reshape(x.shape[0], time, -1))
 
     def _position(self, time: int, keys: int) -> Float[Array, "heads time keys"]:

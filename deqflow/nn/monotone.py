@@ -54,7 +54,8 @@ class MonotoneOperator(nnx.Module, abc.ABC):
 
     def norms(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Upper bounds of the norms of `AᵀA` and S."""
-        return self._norm_bound(self._gram(self.A[...])), self._norm_bound(self._skew_part(self.B[...]))
+        A, B = (_wide(p[...]) for p in (self.A, self.B))
+        return self._norm_bound(self._gram(A)), self._norm_bound(self._skew_part(B))
 
     def monotonicity(self) -> float:
         """A lower bound of the smallest eigenvalue of the symmetric part of `I - W`, for W as it is computed.
@@ -135,8 +136,8 @@ class MonotoneDense(MonotoneOperator):
         return z @ weight.mT
 
     def resolvent(self, weight: Weights, alpha: float | Float[Array, ""]) -> Map:
-        factors = lu_factor((1 + alpha) * jnp.eye(self.width, dtype=weight.dtype) - alpha * weight)
-        return lambda v: lu_solve(factors, v.reshape(-1, self.width).T).T.reshape(v.shape)
+        factors = lu_factor((1 + alpha) * jnp.eye(self.width, dtype=weight.dtype) - alpha * _wide(weight))
+        return lambda v: lu_solve(factors, _wide(v).reshape(-1, self.width).T).T.reshape(v.shape).astype(v.dtype)
 
     def _gram(self, A: Array) -> Weights:
         return jnp.matmul(A.mT, A, precision="highest")
@@ -211,6 +212,11 @@ class MonotoneConv(MonotoneOperator):
 
     def _norm_bound(self, weight: Kernel) -> Float[Array, ""]:
         return conv_norm_bound(weight)
+
+
+def _wide(a: Array | np.ndarray) -> Array:
+    """In float32 or better, which LAPACK and Fourier transforms ask for."""
+    return jnp.asarray(a, jnp.promote_types(a.dtype, jnp.float32))
 
 
 def _initial(rngs: nnx.Rngs, shape: tuple[int, ...], inputs: int) -> Array:

@@ -68,7 +68,8 @@ class SpectralNorm(Weight):
     def __call__(self) -> Kernel:
         square = jnp.sum(self._apply(lax.stop_gradient(self.vector[...])) ** 2)
         exceeds = square > self.bound**2
-        return self.kernel[...] * jnp.where(exceeds, self.bound * lax.rsqrt(jnp.where(exceeds, square, 1)), 1)
+        factor = jnp.where(exceeds, self.bound * lax.rsqrt(jnp.where(exceeds, square, 1)), 1)
+        return self.kernel[...] * factor.astype(self.kernel.dtype)
 
     def refresh(self) -> None:
         """Take `steps` steps of power iteration."""
@@ -83,7 +84,7 @@ class SpectralNorm(Weight):
         self.vector[...] = lax.stop_gradient(vector)
 
     def _apply(self, x: Float[Array, "1 *pixels inputs"]) -> Float[Array, "1 *pixels outputs"]:
-        kernel = self.kernel[...]
+        kernel = self.kernel[...].astype(x.dtype)  # which may be narrower in training
         return jnp.dot(x, kernel, precision="highest") if kernel.ndim == 2 else conv_same(x, kernel)
 
 

@@ -151,10 +151,6 @@ class Classification(Task):
             summary = {name: float(rows[row].mean(dtype=np.float64)) for name, row in [("accuracy", "correct"), ("loss", "loss")]}
         return summary | summarize_solves(rows)
 
-    def inspect(self, model: nnx.Module) -> dict[str, float]:
-        """Nothing."""
-        return {}
-
     def pictures(
         self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
     ) -> dict[str, Figure]:

@@ -172,11 +172,6 @@ class Density(Task):
             summary["failures"] = float((~finite).mean())
         return summary | summarize_solves(rows)
 
-    def inspect(self, model: nnx.Module) -> dict[str, float]:
-        """`lipschitz_bound`, the largest certified one of the maps that must contract, where there are any."""
-        bounds = model.lipschitz_bounds() if isinstance(model, Certified) else []
-        return {"lipschitz_bound": max(bounds)} if bounds else {}
-
     def pictures(
         self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
     ) -> dict[str, Figure]:

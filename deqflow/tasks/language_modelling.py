@@ -84,10 +84,6 @@ class LanguageModelling(Task):
             summary = {"loss": loss, "bits_per_token": loss / math.log(2), "perplexity": float(np.exp(loss))}
         return summary | summarize_solves(rows)
 
-    def inspect(self, model: nnx.Module) -> dict[str, float]:
-        """Nothing."""
-        return {}
-
     def pictures(
         self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
     ) -> dict[str, Figure]:

@@ -85,10 +85,6 @@ class Segmentation(Task):
         summary = {name: float(rows[name].mean(dtype=np.float64)) for name in ("exact", "pixel_accuracy", "loss")}
         return summary | summarize_solves(rows)
 
-    def inspect(self, model: nnx.Module) -> dict[str, float]:
-        """Nothing."""
-        return {}
-
     def pictures(
         self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
     ) -> dict[str, Figure]:

@@ -14,10 +14,10 @@ float of shape `(batch,)`: 1 for an example, 0 for the padding that fills the la
 
 
 class Task(abc.ABC):
-    """What a model is trained for. The trainer knows models only through these six methods and two properties.
+    """What a model is trained for. The trainer knows models through these five methods and two properties, and what layers report.
 
     The trainer hands over a model in training mode (`nnx.Module.train`) to `initialize` and `loss`, and in evaluation mode
-    (`nnx.Module.eval`) to `evaluate`, `inspect` and `pictures`. All randomness comes from `key`.
+    (`nnx.Module.eval`) to `evaluate` and `pictures`. All randomness comes from `key`.
     """
 
     @property
@@ -48,10 +48,6 @@ class Task(abc.ABC):
 
         A value that is not finite stays so in the means: nothing that failed is averaged away.
         """
-
-    @abc.abstractmethod
-    def inspect(self, model: nnx.Module) -> dict[str, float]:
-        """Numbers to log beside every validation that are read off the parameters, not off data, on the host; often none."""
 
     @abc.abstractmethod
     def pictures(

@@ -13,6 +13,7 @@ from deqflow.data.spec import DataSpec
 from deqflow.registry import UserError
 from deqflow.tasks.task import Task
 from deqflow.train.placement import Placement
+from deqflow.train.precision import require_sound
 from deqflow.train.step import Program, Stream, abstract_batch, random_key
 
 
@@ -50,6 +51,8 @@ class Assembly:
         """
         config = self.config
         optimizer, settings = config.optim.build(), config.train.build()
+        if settings.compute == "bfloat16":
+            require_sound(self.task)
         placement = Placement.everywhere(full=settings.sharding == "full") if everywhere else Placement.here()
         placement.require_divisible(self.source.batch_size, settings.accumulate)
         try:

@@ -37,6 +37,10 @@ class Events:
         """Add a picture of shape `(height, width, 3)` and type uint8."""
         self._write(Event(step=step, summary=summary.image(tag, pixels, dataformats="HWC")))
 
+    def text(self, tag: str, words: str, step: int) -> None:
+        """Add a line, which TensorBoard reads as Markdown."""
+        self._write(Event(step=step, summary=summary.text(tag, words)))
+
     def flush(self) -> None:
         """Hand over what was added to the operating system."""
         self._writer.flush()

@@ -19,6 +19,7 @@ from deqflow.implicit.status import Status
 from deqflow.registry import UserError
 from deqflow.train import guard
 from deqflow.train.checkpoint import Checkpoints, Record
+from deqflow.train.flops import utilisation
 from deqflow.train.metrics import MetricsWriter
 from deqflow.train.profiling import Trace, peak_bytes
 from deqflow.train.progress import Progress
@@ -173,7 +174,7 @@ class Training:
     def _validate(self, state: Leaves, record: Record, step: int) -> tuple[Record, bool]:
         task = self.program.task
         numbers = task.summarize(evaluate_split(self.program, state, self.validation, self.batch_size))
-        numbers |= task.inspect(self.program.layout.model(self.program.placement.fetched(state), training=False))
+        numbers |= self.program.inspect(state, self.validation)
         self.writer.write(step, "validation", numbers)
         value = numbers[task.monitor]
         shown = "  ".join(f"{name} {number:.4g}" for name, number in numbers.items())
@@ -211,6 +212,7 @@ class Training:
         self.writer.write(step, "train", numbers)
         speed = self.progress.steps_per_second
         measured = {"steps_per_second": speed, "examples_per_second": speed and speed * self.batch_size, "peak_bytes": peak_bytes()}
+        measured |= utilisation(self.program.work, speed, self.program.placement.devices)
         self.writer.timing(step, time.perf_counter() - self._began, measured)
         if values["refused"]:
             what, _ = guard.reason(self.program.settings.guard, refused)

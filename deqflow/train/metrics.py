@@ -29,7 +29,7 @@ class MetricsWriter:
     `step`, `split`, then the rest in alphabetical order, numbers as Python's `repr` writes them. JSON has no number that is not
     finite, so those are the strings `"nan"`, `"inf"` and `"-inf"`, which `read_rows` turns back. `timing.jsonl` holds the clock,
     which never repeats; `events.jsonl` what befell the processes of the run, one after the other, and nothing of it is ever dropped. The
-    event files under `tensorboard/` show the finite ones of the numbers as `split/name`.
+    event files under `tensorboard/` show the finite ones of the numbers as `split/name`, and the events as texts.
 
     A resumed run must look as if it had never stopped: rows after the step that was restored, a test (which comes last), and
     a last line that was being written when the run was killed, are dropped. For this to be exact, the trainer writes the rows of
@@ -79,6 +79,8 @@ class MetricsWriter:
     def event(self, step: int, kind: str, message: str) -> None:
         """Add a row to `events.jsonl`: when the process was at `step`, something of that kind happened."""
         self._append("events", {"step": int(step), "event": kind, "message": message, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        self._events.text(f"events/{kind}", message, step)
+        self._events.flush()
 
     def picture(self, step: int, name: str, figure: Figure) -> None:
         """Show `figure` among TensorBoard's images."""

@@ -51,6 +51,9 @@ class TrainSettings:
         whole batch and needs the memory of a part.
       sharding: what each of several devices holds of parameters, averages and optimizer state: all of it, or its part (`full`), which takes
         less memory and more communication. Every device works on its part of a batch.
+      compute: the type in which a step evaluates and differentiates the model. With `bfloat16` parameters and inputs are rounded to it for
+        that, once per step; what is kept, updated, averaged and evaluated stays float32, and so do losses and the sums inside of solvers.
+        The state of an equilibrium has three digits then, so that its solver's `rtol` should be 1e-2. Not for densities.
       guard: which updates are not made, and when a run has diverged.
 
     Raises:
@@ -67,6 +70,7 @@ class TrainSettings:
     select: Literal["best", "last"] = "best"
     accumulate: Annotated[int, Range(ge=1)] = 1
     sharding: Literal["replicated", "full"] = "replicated"
+    compute: Literal["float32", "bfloat16"] = "float32"
     guard: Guard = Guard()
 
     def __post_init__(self) -> None:

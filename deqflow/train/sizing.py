@@ -9,6 +9,7 @@ from flax import nnx
 
 from deqflow.config import Config
 from deqflow.train.assemble import assemble
+from deqflow.train.flops import Work
 from deqflow.train.machine import refusals_told, require_device
 from deqflow.train.state import section
 
@@ -21,8 +22,7 @@ class Check:
       batch: shapes and types of a training batch by name.
       parameters: shape and type of every parameter by name.
       count: number of parameters.
-      flops: floating-point operations of one training step by XLA's count, in which a loop whose length is not known when it
-        is compiled, as that of a solver, counts as one iteration; `None` where the backend does not count.
+      work: floating-point operations of one training step, as the trainer counts them.
       state_bytes: parameters, optimizer and everything else that is kept between steps.
       temporary_bytes: the most that a step needs besides, by XLA's plan; `None` where the backend does not say.
     """
@@ -30,7 +30,7 @@ class Check:
     batch: dict[str, str]
     parameters: dict[str, tuple[tuple[int, ...], str]]
     count: int
-    flops: float | None
+    work: Work
     state_bytes: int
     temporary_bytes: int | None
 
@@ -46,14 +46,13 @@ def check(config: Config) -> Check:
         assembly = assemble(config)
         program = assembly.program(nnx.eval_shape(assembly.make_model))
         compiled = program.step.lower(program.abstract, assembly.batch).compile()
-    cost = compiled.cost_analysis() or {}
     memory = compiled.memory_analysis()
     parameters = section(program.abstract, "params")
     return Check(
         batch={name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in assembly.batch.items()},
         parameters={name.partition("/")[2]: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in parameters.items()},
         count=sum(math.prod(leaf.shape) for leaf in parameters.values()),
-        flops=float(cost["flops"]) if cost.get("flops", -1) > 0 else None,
+        work=program.work,
         state_bytes=sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(program.abstract)),
         temporary_bytes=None if memory is None else int(memory.temp_size_in_bytes),
     )

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+from jax.tree_util import GetAttrKey
 
 from deqflow.deq import Diagnostics
 
@@ -81,32 +81,12 @@ class Layout:
         )
 
 
-def solver_numbers(model: nnx.Module) -> Leaves:
-    """What the equilibrium layers of `model` reported in their last call, over all of them: see `deqflow.deq.Diagnostics`."""
-    reports: dict[str, list[jax.Array]] = {}
-    for path, variable in nnx.to_flat_state(nnx.state(model, Diagnostics)):
-        reports.setdefault(str(path[-1]), []).append(variable[...])
-    over = {"max_steps": jnp.max}
-    return {f"solver_{name}": over.get(name, jnp.mean)(jnp.stack(values)) for name, values in sorted(reports.items())}
-
-
 def _shapes(state: nnx.State) -> nnx.State:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
 
 def _names(tree: Any, role: str) -> list[str]:
-    return ["/".join([role, ".".join(_words(path))]) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-
-
-def _words(path: tuple[Any, ...]) -> list[str]:
-    """A key path in words, without the `value` attribute in which NNX variables hold their array."""
-    if path and path[-1] == GetAttrKey("value"):
-        path = path[:-1]
-    words = []
-    for key in path:
-        match key:
-            case DictKey(key=word) | FlattenedIndexKey(key=word) | SequenceKey(idx=word) | GetAttrKey(name=word):
-                words.append(str(word))
-            case _:
-                words.append(str(key))
-    return words
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    # Without the `value` attribute in which NNX variables hold their array.
+    paths = [path[:-1] if path and path[-1] == GetAttrKey("value") else path for path in paths]
+    return [f"{role}/{jax.tree_util.keystr(path, simple=True, separator='.')}" for path in paths]

@@ -1,6 +1,7 @@
 """The two compiled functions of a run: one training step, and the evaluation of one batch."""
 
 import enum
+import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -11,15 +12,22 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Int, Key
 
+from deqflow.data.source import Records
 from deqflow.data.spec import DataSpec
-from deqflow.deq import at_step, penalties
+from deqflow.deq import Examined, at_step, examine, penalties
 from deqflow.nn import refresh
 from deqflow.tasks.task import Batch, Task
 from deqflow.train import guard
+from deqflow.train.flops import Work, work_of
 from deqflow.train.optim import Optimizer
 from deqflow.train.placement import Placement
+from deqflow.train.precision import narrowed, widened
+from deqflow.train.reports import certificate, solver_numbers
 from deqflow.train.settings import TrainSettings
-from deqflow.train.state import Layout, Leaves, Shapes, named, restore, section, solver_numbers
+from deqflow.train.state import Layout, Leaves, Shapes, named, restore, section
+
+_EXAMINED = 16
+"""Examples whose equilibria are examined beside a validation: enough for the size of the numbers, and few to compute."""
 
 
 class Stream(enum.IntEnum):
@@ -75,6 +83,7 @@ class Program:
         self.task = task
         self.settings = settings
         self.seed = seed
+        self.batch = batch
         self.transform = optimizer.transform(settings.steps)
         self.patience = min(settings.guard.in_a_row, settings.steps)  # with refusals
         self.placement = placement if placement is not None else Placement.here()
@@ -83,6 +92,7 @@ class Program:
         self.abstract: Shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[name]) for name, leaf in shapes.items()}
         self.step = jax.jit(self._step, donate_argnums=0, in_shardings=(places, rows), out_shardings=(places, whole))
         self.evaluate = jax.jit(self._evaluate, in_shardings=(places, rows, whole), out_shardings=whole)
+        self.examine = jax.jit(self._examine, in_shardings=(places, whole), out_shardings=whole)
 
     def initial(self, leaves: Leaves, batch: Mapping[str, Any]) -> Leaves:
         """The whole state at step 0, from copies of the model's leaves, as the first step reuses the memory of the state."""
@@ -110,7 +120,10 @@ class Program:
         model = self.layout.model(params | variables, training=True)
         at_step(model, step)
         refresh(model)
-        loss, numbers = self.task.loss(model, batch, key)
+        if self.settings.compute == "bfloat16":
+            leaves = self.layout.leaves(model)
+            model, batch = self.layout.model(leaves | narrowed(section(leaves, "params")), training=True), narrowed(batch)
+        loss, numbers = widened(self.task.loss(model, batch, key))
         loss = loss + penalties(model)
         return loss, ({"loss": loss, **numbers, **solver_numbers(model)}, section(self.layout.leaves(model), "model"))
 
@@ -176,6 +189,28 @@ class Program:
         decay = jnp.minimum(self.settings.ema, (1 + state["step"]) / (10 + state["step"]))
         pairs = {name.replace("params/", "average/", 1): leaf for name, leaf in params.items()}
         return {name: (decay * state[name] + (1 - decay) * leaf).astype(leaf.dtype) for name, leaf in pairs.items()}
+
+    @functools.cached_property
+    def work(self) -> Work:
+        """What a training step computes."""
+        return work_of(self.step.trace(self.abstract, self.batch).jaxpr)
+
+    def inspect(self, state: Leaves, records: Records) -> dict[str, float]:
+        """What the model reports beside a validation: how healthy its equilibria of a few `records` are, and its certificates.
+
+        All processes call it together.
+        """
+        numbers: dict[str, float] = {}
+        if jax.tree.leaves(self.layout.diagnostics):
+            batch = records.gather(np.arange(min(len(records), _EXAMINED)))
+            numbers = {name: value.item() for name, value in jax.device_get(self.examine(state, batch)).items()}
+        return numbers | certificate(self.layout.model(self.placement.fetched(state), training=False))
+
+    def _examine(self, state: Leaves, batch: Batch) -> Leaves:
+        model = self.layout.model(self.placement.gathered(state), training=False)
+        examine(model)
+        self.task.evaluate(model, batch, random_key(self.seed, Stream.EVALUATE))
+        return solver_numbers(model, Examined)
 
     def _evaluate(self, state: Leaves, batch: Batch, index: Array) -> dict[str, Array]:
         """Values per example of one evaluation batch, with its `y` and `mask`; the same key for the same batch at every evaluation."""

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deqflow.deq import DEQ, Diagnostics
-from deqflow.implicit import Picard
+from deqflow.deq import DEQ, Diagnostics, Examined, examine
+from deqflow.implicit import JacobianFree, Picard
 
 NAMES = {"steps", "max_steps", "residual", "failures"}
 
@@ -117,6 +117,25 @@ def test_under_nnx_scan_every_layer_keeps_its_own():
     assert values["steps"][0] > values["steps"][1] > 1
     gradient = nnx.jit(nnx.grad(lambda stack, x: forward(stack, x).sum()))(stack, X)
     assert np.isfinite(np.asarray(jax.tree.leaves(gradient)[0])).all()
+
+
+def test_an_examined_layer_tells_its_health(layer):
+    assert not jax.tree.leaves(nnx.state(layer, Examined))
+    examine(layer)
+    layer(X.at[0, 0].set(jnp.nan))
+    found = {name: float(value) for name, value in nnx.to_pure_dict(nnx.state(layer, Examined))["health"].items()}
+    assert found == pytest.approx({"spectral_radius": 0.5, "jacobian_norm": 0.5, "backward_residual": 0, "backward_steps": 1}, abs=1e-5)
+    layer(jnp.full_like(X, jnp.nan))
+    assert all(np.isnan(value) for value in jax.tree.leaves(nnx.state(layer, Examined)))
+
+
+def test_every_layer_of_a_stack_is_examined():
+    stack = nnx.vmap(lambda rate: DEQ(Scale(rate), Picard(rtol=1e-3, max_steps=40), JacobianFree()), in_axes=0)(jnp.array([0.5, 0.25]))
+    examine(stack)
+    nnx.jit(nnx.scan(lambda layer, x: layer(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry))(stack, X)
+    found = nnx.to_pure_dict(nnx.state(stack, Examined))["health"]
+    assert found.keys() == {"spectral_radius", "jacobian_norm"}  # this gradient solves nothing
+    np.testing.assert_allclose(found["spectral_radius"], [0.5, 0.25], rtol=1e-5)
 
 
 def test_a_plain_closure_works_and_warns(layer):

@@ -32,6 +32,15 @@ def test_after_enough_refreshes_the_norm_is_the_bound(shape, size):
     np.testing.assert_array_equal(weight(), weight.kernel[...])  # what is within the bound stays as it is
 
 
+@pytest.mark.parametrize(("shape", "size"), [((7, 5), None), ((3, 3, 2, 3), (4, 5))], ids=["matrix", "convolution"])
+def test_weights_in_bfloat16_stay_so(shape, size):
+    weight = SpectralNorm(3 * jax.random.normal(jax.random.key(0), shape), size=size, steps=25, rngs=nnx.Rngs(0))
+    wide, weight.kernel = weight(), nnx.Param(weight.kernel[...].astype(jnp.bfloat16))
+    assert weight().dtype == jnp.bfloat16
+    assert weight.vector.dtype == jnp.float32
+    np.testing.assert_allclose(weight().astype(jnp.float32), wide, atol=0.01)
+
+
 def test_the_vector_changes_in_refresh_alone():
     layer = Linear(4, 4, parametrise=lambda k: SpectralNorm(k, rngs=nnx.Rngs(1)), rngs=nnx.Rngs(0))
     layer.kernel.kernel[...] = 5 * jax.random.normal(jax.random.key(0), (4, 4))

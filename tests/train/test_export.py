@@ -57,3 +57,6 @@ def test_training_step_lowers_for_cuda_and_tpu(name, stand_ins):
     exported = jax.export.export(program.step, platforms=["tpu", "cuda"])(program.abstract, assembly.batch)
     assert exported.platforms == ("tpu", "cuda")
     assert len(exported.out_avals) > len(program.abstract)  # the state, and numbers to log
+    if jax.tree.leaves(program.layout.diagnostics):
+        few = {name: jax.ShapeDtypeStruct((16, *leaf.shape[1:]), leaf.dtype) for name, leaf in assembly.batch.items()}
+        assert jax.export.export(program.examine, platforms=["tpu", "cuda"])(program.abstract, few).platforms == ("tpu", "cuda")

@@ -151,6 +151,21 @@ def test_tensorboard_is_told_from_which_step_on_a_resumed_run_replaces(tmp_path)
     assert starts == [0, 41]
 
 
+def test_tensorboard_shows_events(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.event(40, "went back", "training diverged")
+    (text,) = [(event.step, value) for event in events(tmp_path) for value in event.summary.value]
+    assert (text[0], text[1].tag, text[1].metadata.plugin_data.plugin_name) == (40, "events/went back/text_summary", "text")
+    assert text[1].tensor.string_val == [b"training diverged"]
+
+
+def test_tensorboard_shows_all_that_a_run_has_measured_and_drawn(finished):
+    shown = {(event.step, value.tag) for event in events(finished.directory) for value in event.summary.value}
+    for row in read_rows(finished.directory / "metrics.jsonl"):
+        assert {(row["step"], f"{row['split']}/{name}") for name in row.keys() - {"step", "split"}} <= shown
+    assert {(finished.step, f"plots/{picture.stem}") for picture in finished.pictures} <= shown
+
+
 def test_tensorboard_shows_pictures(tmp_path):
     figure = Figure(figsize=(2, 1), dpi=50)
     figure.add_subplot().plot([0, 1])

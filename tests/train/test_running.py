@@ -334,6 +334,7 @@ def test_speed_and_memory_are_told(finished):
     *_, row = read_rows(finished.directory / "timing.jsonl")
     assert row["examples_per_second"] == pytest.approx(32 * row["steps_per_second"])
     assert 2**24 < row["peak_bytes"] < 2**40
+    assert 1e6 < row["flops_per_second"] < 1e12
 
 
 def test_a_trace_is_recorded_when_asked_for(tiny, finished, tmp_path):

@@ -44,9 +44,6 @@ class Regression(Task):
     def evaluate(self, model, batch, key):
         return {"loss": (model(batch["x"]) - batch["y"]) ** 2, "noise": jax.random.normal(key, batch["y"].shape)}
 
-    def inspect(self, model):
-        return {}
-
     def summarize(self, rows):
         return {"loss": float(rows["loss"].mean())}
 
