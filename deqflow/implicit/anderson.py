@@ -26,9 +26,8 @@ class _State(NamedTuple):
     z: Vectors
     f: Vectors
     r: Vectors  # f - z
-    image: Vectors  # z + damping r
     residuals: Float[Array, "batch m n"]  # differences of successive residuals, a ring buffer
-    images: Float[Array, "batch m n"]  # differences of successive images
+    images: Float[Array, "batch m+1 n"]  # the last images, z + damping r, a ring buffer too
     gram: Float[Array, "batch m m"]  # of `residuals`
     lowest: Float[Array, " batch"]  # the smallest residual since the history was last cleared
     since: Int[Array, " batch"]  # steps since then
@@ -72,17 +71,16 @@ class Anderson(Solver):
 
     def init(self, z0: Vectors) -> _State:
         # Derived from z0, so that the buffers are sharded as it is.
-        buffer = jnp.repeat(matrix(jnp.zeros_like(z0))[:, None], self.history, axis=1)
+        copies = lambda z, count: jnp.repeat(matrix(z)[:, None], count, axis=1)  # noqa: E731
         gram = per_row(z0, jnp.zeros((self.history, self.history)), accumulator(z0.dtype))
         number = gram[:, 0, 0]
         return _State(
             taken=jnp.zeros((), jnp.int32),
             z=z0,
-            f=z0,  # makes the first proposal z0 itself
+            f=z0,
             r=jnp.zeros_like(z0),
-            image=z0,
-            residuals=buffer,
-            images=buffer,
+            residuals=copies(jnp.zeros_like(z0), self.history),
+            images=copies(z0, self.history + 1),  # makes the first proposal z0 itself
             gram=gram,
             lowest=number + jnp.inf,
             since=number.astype(jnp.int32),
@@ -92,14 +90,13 @@ class Anderson(Solver):
         # Carrying these products along by the row formed below would spare a pass over the history, but what rounding leaves of earlier,
         # larger residuals would be divided by the smallest eigenvalue.
         weights = self._weights(state.gram, dot(state.residuals, matrix(state.r)))
-        z = (state.image - self._correction(weights, state)).astype(state.z.dtype)
+        newest = lax.dynamic_index_in_dim(state.images, state.taken % (self.history + 1), 1, keepdims=False)
+        z = (newest.reshape(state.z.shape) - self._correction(weights, state)).astype(state.z.dtype)
         fz = f(z)
         r = fz - z
-        image = z + self.damping * r
 
         # The difference to the pretended first residual is no difference of residuals: leave the buffer empty then.
         change = jnp.where(state.taken > 0, matrix(r) - matrix(state.r), 0)
-        moved = jnp.where(state.taken > 0, matrix(image) - matrix(state.image), 0)
         size = norm(r)
         lower = size < state.lowest
         since = jnp.where(lower, 0, state.since + 1)
@@ -108,7 +105,8 @@ class Anderson(Solver):
 
         slot = (state.taken - 1) % self.history
         residuals = lax.dynamic_update_index_in_dim(state.residuals, change, slot, 1)
-        images = lax.dynamic_update_index_in_dim(state.images, moved, slot, 1)
+        place = (state.taken + 1) % (self.history + 1)
+        images = lax.dynamic_update_index_in_dim(state.images, matrix(z + self.damping * r), place, 1)
         # A cleared column is still in the buffers: its row of the Gram matrix stays zero until it is overwritten.
         kept = (jnp.diagonal(state.gram, axis1=1, axis2=2) > 0) | (jnp.arange(self.history) == slot)
         row = jnp.where(kept, dot(residuals, change), 0)
@@ -116,11 +114,23 @@ class Anderson(Solver):
         gram = lax.dynamic_update_index_in_dim(gram, row, slot, 2)
         gram = jnp.where(clear[:, None, None], 0, gram)
         lowest = jnp.where(clear, jnp.inf, jnp.where(lower, size, state.lowest))
-        return _State(state.taken + 1, z, fz, r, image, residuals, images, gram, lowest, jnp.where(clear, 0, since))
+        return _State(state.taken + 1, z, fz, r, residuals, images, gram, lowest, jnp.where(clear, 0, since))
 
     def _correction(self, weights: Float[Array, "batch m"], state: _State) -> Vectors:
-        """`(ΔZ + damping ΔR) γ`, term by term: fused with what it is taken from, it makes one pass instead of three."""
-        terms = [scale(weights[:, j], state.images[:, j].reshape(state.z.shape)) for j in range(self.history)]
+        """`(ΔZ + damping ΔR) γ`, term by term: fused with what it is taken from, it makes one pass.
+
+        The differences of successive images are formed on the way. Kept like those of the residuals, they would be read as often, and
+        written besides.
+        """
+        places = self.history + 1
+        # From each place of the ring to the next is a difference, but for the newest image: there the oldest is next.
+        age = (state.taken - 1 - jnp.arange(places)) % places
+        column = (state.taken - 2 - age) % self.history
+        belongs = (jnp.arange(self.history)[:, None] == column) & (age < self.history)
+        ordered = jnp.matmul(weights, belongs.astype(weights.dtype), precision="highest")
+        # In the shape of z before they are summed, which XLA on the CPU would not vectorise otherwise.
+        images = [state.images[:, place].reshape(state.z.shape) for place in range(places)]
+        terms = [scale(ordered[:, place], images[(place + 1) % places] - images[place]) for place in range(places)]
         return functools.reduce(jnp.add, terms)
 
     def value(self, state: _State) -> Iterate:
