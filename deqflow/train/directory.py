@@ -83,8 +83,8 @@ class RunDirectory:
         with self._locked():
             try:
                 if made:
-                    self._write("config.yaml", config.dump())
-                    self._write("env.json", json.dumps(environment(), indent=2) + "\n")
+                    write_whole(self.config_file, config.dump())
+                    write_whole(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
                 yield
             finally:
                 if made and not self.begun:
@@ -114,7 +114,7 @@ class RunDirectory:
 
     def reopen(self, config: Config) -> None:
         """Let the run, finished or not, go on with another config."""
-        self._write("config.yaml", config.dump())
+        write_whole(self.config_file, config.dump())
         (self.path / "DONE").unlink(missing_ok=True)
 
     @property
@@ -150,7 +150,7 @@ class RunDirectory:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Mark the run as finished, with its result."""
-        self._write("DONE", json.dumps(result, indent=2) + "\n")
+        write_whole(self.path / "DONE", json.dumps(result, indent=2) + "\n")
 
     def result(self) -> dict[str, Any] | None:
         """What `finish` wrote, or `None` if the run is not finished."""
@@ -165,18 +165,19 @@ class RunDirectory:
             raise UserError(f"{done} is damaged; delete it, and --resume will test the model anew ({error})") from error
         return result
 
-    def _write(self, name: str, text: str) -> None:
-        """Write a file whole or not at all, also when the power fails."""
-        temporary = self.path / f".{name}.tmp"
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path / name)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, also when the power fails."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def default_directory(name: str, *, resume: bool) -> RunDirectory:

@@ -45,6 +45,7 @@ class Divergence:
     refused: dict[str, float]
 
 
+@dataclasses.dataclass
 class Training:
     """The loop, with what it reports to.
 
@@ -57,26 +58,17 @@ class Training:
       seconds: how long `fit` took.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        validation: Records,
-        batch_size: int,
-        writer: MetricsWriter,
-        progress: Progress,
-        checkpoints: Checkpoints,
-        stop: StopRequest,
-        trace: Trace | None = None,
-    ) -> None:
-        self.program = program
-        self.validation = validation
-        self.batch_size = batch_size
-        self.writer = writer
-        self.progress = progress
-        self.checkpoints = checkpoints
-        self.stop = stop
-        self.trace = trace
-        self.seconds = 0.0
+    program: Program
+    validation: Records
+    batch_size: int
+    writer: MetricsWriter
+    progress: Progress
+    checkpoints: Checkpoints
+    stop: StopRequest
+    trace: Trace = dataclasses.field(default_factory=Trace)
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
         self._began = time.perf_counter()
         self._pending: tuple[int, Leaves] | None = None
         self._batch: Mapping[str, np.ndarray] = {}
@@ -92,8 +84,7 @@ class Training:
         settings = self.program.settings
         begin = step = int(state["step"])
         while step < settings.steps and not self._out_of_patience(record) and self.stop.signal is None:
-            if self.trace is not None:
-                self.trace.before(step, state)
+            self.trace.before(step, state)
             self._batch = next(batches)
             state, told = self.program.step(state, self._batch)
             step += 1

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from deqflow.registry import UserError
+from deqflow.train.directory import write_whole
 from deqflow.train.events import Events
 
 Row = dict[str, float | int | str]
@@ -144,16 +145,7 @@ def _keep_until(path: Path, step: float) -> None:
     """Drop the rows after `step`, and those of the test that ends a run, from the file, all at once; create it where there is none."""
     rows = _parse(path) if path.exists() and step >= 0 else []
     kept = [line for row, line in rows if int(row["step"]) <= step and row.get("split") != "test"]
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, "".join(kept))
 
 
 def _number(value: Any) -> float | int:

@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -33,7 +32,7 @@ class Trace:
       begin: the step that training starts from.
     """
 
-    def __init__(self, folder: Path | None, begin: int) -> None:
+    def __init__(self, folder: Path | None = None, begin: int = 0) -> None:
         self._folder = folder
         self._first = begin + _SKIPPED
         self._recording = False
@@ -46,18 +45,13 @@ class Trace:
             return
         jax.block_until_ready(under_way)  # what was started before counts before
         if ends:
-            self._end()
+            self.close()
         else:
             jax.profiler.start_trace(self._folder)
             self._recording = True
 
-    def __enter__(self) -> "Trace":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """End the recording if it is under way."""
         if self._recording:
-            self._end()
-
-    def _end(self) -> None:
-        self._recording = False
-        jax.profiler.stop_trace()
+            self._recording = False
+            jax.profiler.stop_trace()

@@ -133,7 +133,7 @@ def _run(config: Config, directory: RunDirectory, changes: str, profile: bool, q
                 train_batches(splits["train"], batch_size=batch_size, seed=config.seed, start=begin, **program.placement.share)
             )
         )
-        trace = stack.enter_context(Trace(ours.path / "profile" if profile else None, begin))
+        trace = stack.enter_context(contextlib.closing(Trace(ours.path / "profile" if profile else None, begin)))
         training = Training(program, splits["validation"], batch_size, writer, progress, checkpoints, stop, trace)
         for complaint in checkpoints.complaints:
             training.warn(begin, "damaged checkpoint", complaint)

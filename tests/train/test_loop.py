@@ -32,6 +32,7 @@ def trained(tmp_path, monkeypatch):
         done.append(f"update {int(state['step'])}")
         return step(state, batch)
 
+    update.trace = step.trace
     program.step = update
     monkeypatch.setattr(
         Checkpoints, "save", lambda self, state, record: done.append(f"save {int(state['step'])}") or save(self, state, record)
