@@ -56,7 +56,9 @@ class FlowModel(nnx.Module, abc.ABC):
         """The certified Lipschitz bound of every map that must contract, from the data to the latent."""
         return lipschitz_bounds(self.flow.bijector)
 
-    def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0, condition: Array | None = None) -> Float[Array, "n *event"]:
+    def sample(
+        self, key: Key[Array, ""], n: int, *, temperature: float | Float[Array, ""] = 1.0, condition: Array | None = None
+    ) -> Float[Array, "n *event"]:
         """Draw `n` examples `(n, *input_shape)` in the range of the raw data; integer data as whole numbers of floating type."""
         events = self.flow.sample(key, n, temperature=temperature, condition=condition)
         return events.reshape(n, *self.input_shape)

@@ -1,6 +1,7 @@
 """Density estimation: the likelihood of the data under the model."""
 
 import dataclasses
+import functools
 import math
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -19,6 +20,7 @@ from deqflow.tasks.solves import batch_of_solves, summarize_solves
 from deqflow.tasks.task import Batch, Task
 
 _IMAGES = 64
+_TEMPERATURE = 0.7  # of the samples beside those of the density itself, as in Glow: fewer of them are odd, and they are less diverse
 _POINTS = 4000
 _SIDE = 200
 
@@ -29,7 +31,7 @@ class DensityModel(Protocol):
 
     def log_prob(self, x: jax.Array, *, key: Key[Array, ""] | None = None) -> jax.Array: ...
 
-    def sample(self, key: Key[Array, ""], n: int) -> jax.Array: ...
+    def sample(self, key: Key[Array, ""], n: int, *, temperature: float | Float[Array, ""] = 1.0) -> jax.Array: ...
 
 
 @runtime_checkable
@@ -173,18 +175,20 @@ class Density(Task):
     def pictures(
         self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
     ) -> dict[str, Figure]:
-        """`samples` beside data for images, `density` beside data for points in the plane."""
+        """For images `samples`, at two temperatures beside data; for points in the plane `density`, beside data."""
         assert isinstance(model, DensityModel)
         graphdef, state = nnx.split(model)
         sample_key, density_key = jax.random.split(key)
 
-        def sample(n: int) -> np.ndarray:
-            return np.asarray(jax.jit(lambda state: nnx.merge(graphdef, state).sample(sample_key, n))(state))
+        @functools.partial(jax.jit, static_argnums=1)
+        def sample(state: Any, n: int, temperature: float | Array) -> jax.Array:
+            return nnx.merge(graphdef, state).sample(sample_key, n, temperature=temperature)
 
         data = batch["x"] if "mask" not in batch else batch["x"][batch["mask"] > 0]
         if is_image(data.shape[1:]):
             limits = (0.0, self.levels - 1.0) if self.levels is not None else (float(data.min()), float(data.max()))
-            return {"samples": sample_grid(data[:_IMAGES], sample(_IMAGES), limits)}
+            samples = {temperature: np.asarray(sample(state, _IMAGES, temperature)) for temperature in (1.0, _TEMPERATURE)}
+            return {"samples": sample_grid(data[:_IMAGES], samples, limits)}
         if "x" not in rows:
             return {}
         points = rows["x"][:_POINTS]
@@ -194,7 +198,8 @@ class Density(Task):
         # line by line: a model with wide layers need not hold the whole grid at once
         log_density = np.stack([np.asarray(density(state, line)) for line in cells])
         nats = self.summarize(rows)["nats"]
-        return {"density": density_beside_data(points, log_density, sample(len(points)), limits, nats, self.entropy)}
+        samples = np.asarray(sample(state, len(points), 1.0))
+        return {"density": density_beside_data(points, log_density, samples, limits, nats, self.entropy)}
 
     def _scale(self, x: jax.Array) -> float:
         """What turns nats of an example into the reported unit."""
