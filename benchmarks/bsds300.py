@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, write_result
-from flows import study
+from common import ROOT, study, write_result
 
 from deqflow.data.files import read_array
 

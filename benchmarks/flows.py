@@ -7,24 +7,18 @@ very same config. Then the model that the run selects maps points that are unifo
 """
 
 import argparse
-import json
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from common import RESULTS, ROOT, write_result
-from flax import nnx
+from common import RESULTS, study, write_result
 
-from deqflow.flows import Bijector, Repeat
-from deqflow.implicit import Status
-from deqflow.tasks.reports import report_rows
-from deqflow.train import load, run
+from deqflow.flows import Repeat
+from deqflow.train import load
 
 EXPECTED = {
     "checkerboard_spline": {"nats": "<= 3.49"},
@@ -32,44 +26,6 @@ EXPECTED = {
     "checkerboard_implicit": {"nats": "<= 3.485, and no worse than checkerboard_residual"},
     "eight_gaussians_spline": {"gap": "<= 0.03"},
 }
-
-
-def round_trip(bijector: Bijector, x: jax.Array) -> dict[str, float]:
-    """Largest and root-mean-square error of `inverse(forward(x))`, and the fraction of points all of whose solves converged."""
-    graph, state = nnx.split(bijector)
-
-    @jax.jit
-    def there_and_back(state: Any, x: jax.Array) -> Any:
-        b = nnx.merge(graph, state)
-        z = b.forward_and_log_det(x)
-        back = b.inverse_and_log_det(z.value)
-        statuses = [rows["status"] for rows in (report_rows(z.diagnostics), report_rows(back.diagnostics)) if "status" in rows]
-        return back.value - x, [status == Status.CONVERGED for status in statuses]
-
-    error, converged = there_and_back(state, x)
-    mean = float(np.mean([np.asarray(c) for c in converged])) if converged else 1.0
-    return {
-        "largest_inverse_error": float(jnp.abs(error).max()),
-        "rms_inverse_error": float(jnp.sqrt(jnp.mean(error**2))),
-        "converged": mean,
-    }
-
-
-def study(name: str, folder: Path, x: np.ndarray | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The result of a config, and how well its model inverts `x`, by default points in the plane."""
-    result = run(ROOT / "configs" / f"{name}.yaml", folder, overrides=overrides, resume=folder.exists())
-    model: Any = load(folder)
-    if x is None:
-        x = np.random.default_rng(0).uniform(-4, 4, (4096, 2))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    return {
-        **result.test,
-        "selected_step": result.selected_step,
-        "train_seconds": round(json.loads((folder / "DONE").read_text())["seconds"], 1),
-        "parameters": parameters,
-        **round_trip(model.flow.bijector, jnp.asarray(x, jnp.float32)),
-        "lipschitz_bounds": [round(b, 4) for b in model.lipschitz_bounds()],
-    }
 
 
 def forming(name: str, model: Any, every: int) -> None:

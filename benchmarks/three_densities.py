@@ -16,9 +16,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from common import write_result
+from common import study, write_result
 from flax import nnx
-from flows import study
 
 from deqflow.registry import resolve
 from deqflow.train import load

@@ -116,6 +116,7 @@ _FAMILIES: dict[str, _Family] = {
             "deq_classifier": "deqflow.models.deq_classifier:DEQClassifier",
             "deq_segmenter": "deqflow.models.deq_segmenter:DEQSegmenter",
             "deq_transformer": "deqflow.models.deq_transformer:DEQTransformer",
+            "image_flow": "deqflow.models.image_flow:ImageFlow",
             "implicit_flow": "deqflow.models.residual_flow:ImplicitNormalizingFlow",
             "mdeq_classifier": "deqflow.models.mdeq_classifier:MDEQClassifier",
             "realnvp": "deqflow.models.realnvp:RealNVP",
@@ -191,6 +192,16 @@ _FAMILIES: dict[str, _Family] = {
             "exact": "deqflow.flows.log_determinant:Exact",
             "power_series": "deqflow.flows.power_series:PowerSeries",
             "russian_roulette": "deqflow.flows.power_series:RussianRoulette",
+        },
+    ),
+    "step": _Family(
+        "deqflow.models.image_steps:ImageStep",
+        "what an image flow repeats at every scale",
+        {
+            "glow": "deqflow.models.image_steps:GlowStep",
+            "implicit": "deqflow.models.image_steps:ImplicitStep",
+            "realnvp": "deqflow.models.image_steps:RealNVPStep",
+            "residual": "deqflow.models.image_steps:ResidualStep",
         },
     ),
     "optim": _Family(

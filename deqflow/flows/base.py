@@ -29,7 +29,7 @@ class Distribution(nnx.Module):
         """The log-density of each sample of `(batch, *event_shape)`, in nats."""
 
     @abc.abstractmethod
-    def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0) -> Any:
+    def sample(self, key: Key[Array, ""], n: int, *, temperature: float | Float[Array, ""] = 1.0) -> Any:
         """Draw `n` samples; a temperature below 1 keeps them nearer to the centre."""
 
 
@@ -52,7 +52,7 @@ class StandardNormal(Distribution):
         dimensions = math.prod(self.event_shape)
         return -0.5 * (z * z).reshape(z.shape[0], dimensions).sum(1) - 0.5 * dimensions * math.log(2 * math.pi)
 
-    def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0) -> Float[Array, "n *event"]:
+    def sample(self, key: Key[Array, ""], n: int, *, temperature: float | Float[Array, ""] = 1.0) -> Float[Array, "n *event"]:
         """Draw `n` samples of standard deviation `temperature`."""
         return temperature * jax.random.normal(key, (n, *self.event_shape), jnp.result_type(float))
 
@@ -86,7 +86,7 @@ class Uniform(Distribution):
         inside = jnp.all((flat >= self.low) & (flat <= self.high), axis=1)
         return jnp.where(inside, jnp.asarray(-flat.shape[1] * math.log(self.high - self.low), z.dtype), -jnp.inf)
 
-    def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0) -> Float[Array, "n *event"]:
+    def sample(self, key: Key[Array, ""], n: int, *, temperature: float | Float[Array, ""] = 1.0) -> Float[Array, "n *event"]:
         """Draw `n` samples, from the middle part of the interval that is `temperature` times as long."""
         centre, half = (self.low + self.high) / 2, temperature * (self.high - self.low) / 2
         return jax.random.uniform(key, (n, *self.event_shape), jnp.result_type(float), centre - half, centre + half)
@@ -124,7 +124,7 @@ class StudentT(Distribution):
         flat = z.reshape(z.shape[0], -1)
         return flat.shape[1] * constant - (nu + 1) / 2 * jnp.log1p(flat**2 / nu).sum(1)
 
-    def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0) -> Float[Array, "n *event"]:
+    def sample(self, key: Key[Array, ""], n: int, *, temperature: float | Float[Array, ""] = 1.0) -> Float[Array, "n *event"]:
         """Draw `n` samples, scaled by `temperature`."""
         return temperature * jax.random.t(key, self.degrees, (n, *self.event_shape), jnp.result_type(float))
 
@@ -167,7 +167,7 @@ class Mixture(Distribution):
         components = -0.5 * (distance**2).sum(2) - log_scales.sum(1) - 0.5 * means.shape[1] * math.log(2 * math.pi)
         return jax.nn.logsumexp(components + jax.nn.log_softmax(self.logits[...]), axis=1)
 
-    def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0) -> Float[Array, "n *event"]:
+    def sample(self, key: Key[Array, ""], n: int, *, temperature: float | Float[Array, ""] = 1.0) -> Float[Array, "n *event"]:
         """Draw `n` samples; `temperature` scales the standard deviations, and leaves means and weights."""
         which, noise = jax.random.split(key)
         chosen = jax.random.categorical(which, self.logits[...], shape=(n,))
@@ -206,7 +206,7 @@ class Product(Distribution):
             total = total + part.log_prob(value)
         return total
 
-    def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0) -> Any:
+    def sample(self, key: Key[Array, ""], n: int, *, temperature: float | Float[Array, ""] = 1.0) -> Any:
         """Draw `n` samples of each part, all at one temperature."""
         keys = jax.random.split(key, len(self.parts))
         return tuple(part.sample(k, n, temperature=temperature) for part, k in zip(self.parts, keys, strict=True))

@@ -85,7 +85,7 @@ class Flow(nnx.Module):
         bits = -self.log_prob(x, condition=condition, key=key) / (dimensions * math.log(2))
         return bits if levels is None else bits + math.log2(levels)
 
-    def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0, condition: Array | None = None) -> Any:
+    def sample(self, key: Key[Array, ""], n: int, *, temperature: float | Float[Array, ""] = 1.0, condition: Array | None = None) -> Any:
         """Draw `n` samples `(n, *event_shape)`.
 
         Args:

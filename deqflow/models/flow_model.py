@@ -16,10 +16,10 @@ from deqflow.flows.bijector import DataDependent
 
 
 class FlowModel(nnx.Module, abc.ABC):
-    """A density model of raw data whose flow works on flattened events.
+    """A density model of raw data.
 
     Attributes:
-      flow: the density of flattened data.
+      flow: the density of the data, in the shape that its bijector takes: flattened, or as they are.
       input_shape: shape of one example.
     """
 
@@ -30,7 +30,7 @@ class FlowModel(nnx.Module, abc.ABC):
         """Set scales and shifts from one batch of data, in place."""
         bijector = self.flow.bijector
         assert isinstance(bijector, DataDependent)
-        bijector.initialize(self._flatten(x), condition=condition, key=key)
+        bijector.initialize(self._events(x), condition=condition, key=key)
 
     def log_prob(
         self, x: Real[Array, "batch *event"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
@@ -45,13 +45,13 @@ class FlowModel(nnx.Module, abc.ABC):
         Raises:
           ValueError: if a shape is wrong or a key is missing.
         """
-        return self.flow.log_prob(self._flatten(x), condition=condition, key=key)
+        return self.flow.log_prob(self._events(x), condition=condition, key=key)
 
     def log_prob_and_diagnostics(
         self, x: Real[Array, "batch *event"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, " batch"], dict[str, Any]]:
         """The log-likelihood, and what the flow reports of its solves and estimates."""
-        return self.flow.log_prob_and_diagnostics(self._flatten(x), condition=condition, key=key)
+        return self.flow.log_prob_and_diagnostics(self._events(x), condition=condition, key=key)
 
     def lipschitz_bounds(self) -> list[float]:
         """The certified Lipschitz bound of every map that must contract, from the data to the latent."""
@@ -61,27 +61,29 @@ class FlowModel(nnx.Module, abc.ABC):
         self, x: Float[Array, "batch *event"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
     ) -> Float[Array, " batch"]:
         """`max |inverse(forward(x)) - x|` of each example of real data."""
-        x, bijector = self._flatten(x), self.flow.bijector
+        x, bijector = self._events(x), self.flow.bijector
         latent = bijector.forward_and_log_det(x, condition=condition, key=key).value
-        return jnp.abs(bijector.inverse_and_log_det(latent, condition=condition, key=key).value - x).max(axis=1)
+        return jnp.abs(bijector.inverse_and_log_det(latent, condition=condition, key=key).value - x).reshape(x.shape[0], -1).max(axis=1)
 
-    def sample(self, key: Key[Array, ""], n: int, *, temperature: float = 1.0, condition: Array | None = None) -> Float[Array, "n *event"]:
+    def sample(
+        self, key: Key[Array, ""], n: int, *, temperature: float | Float[Array, ""] = 1.0, condition: Array | None = None
+    ) -> Float[Array, "n *event"]:
         """Draw `n` examples `(n, *input_shape)` in the range of the raw data; integer data as whole numbers of floating type."""
-        flat = self.flow.sample(key, n, temperature=temperature, condition=condition)
-        return flat.reshape(n, *self.input_shape)
+        events = self.flow.sample(key, n, temperature=temperature, condition=condition)
+        return events.reshape(n, *self.input_shape)
 
-    def _flatten(self, x: jax.Array) -> jax.Array:
+    def _events(self, x: jax.Array) -> jax.Array:
         if x.shape[1:] != self.input_shape:
             expected = ", ".join(["batch", *map(str, self.input_shape)])
             raise ValueError(f"{type(self).__name__} expected data of shape ({expected}), got {x.shape}")
-        return x.reshape(x.shape[0], -1)
+        return x.reshape(x.shape[0], *self.flow.bijector.event_shape)
 
 
-def from_levels(size: int, levels: int | None, margin: float) -> list[Bijector]:
+def from_levels(shape: tuple[int, ...], levels: int | None, margin: float) -> list[Bijector]:
     """What turns integers of `0 .. levels - 1` into real numbers: `logit(margin + (1 - 2 margin) (x + u) / levels)`, u uniform noise."""
     if levels is None:
         return []
-    return [Dequantize((size,), levels=levels), Affine((size,), scale=1 / levels), Logit((size,), margin=margin)]
+    return [Dequantize(shape, levels=levels), Affine(shape, scale=1 / levels), Logit(shape, margin=margin)]
 
 
 def chess_board(input_shape: tuple[int, ...]) -> list[Bijector]:

@@ -82,7 +82,7 @@ class RealNVP(FlowModel):
             )
             return AffineCoupling(mask, conditioner, bound=scale_bound)
 
-        layers = [*from_levels(size, levels, logit_lambda), *chess_board(input_shape), *whitening(size, whiten, rngs)]
+        layers = [*from_levels((size,), levels, logit_lambda), *chess_board(input_shape), *whitening(size, whiten, rngs)]
         layers += [
             ActNorm((size,), initial_log_scale=initial_log_scale),
             *in_pairs(size, couplings, coupling, mixing, rngs),

@@ -161,6 +161,6 @@ def _flow(
     rngs: nnx.Rngs,
 ) -> Flow:
     size = event_size(input_shape, 1, "a density needs data of one dimension or more")
-    layers = [*from_levels(size, levels, margin), *whitening(size, whiten, rngs)]
+    layers = [*from_levels((size,), levels, margin), *whitening(size, whiten, rngs)]
     layers += [ActNorm((size,), initial_log_scale=initial_log_scale), Repeat(functools.partial(block, size), blocks, rngs=rngs)]
     return Flow(StandardNormal((size,)), Chain([*layers, ActNorm((size,))]))

@@ -77,6 +77,6 @@ class SplineFlow(FlowModel):
             )
             return SplineCoupling(mask, conditioner, bins=bins, bound=bound)
 
-        layers = [*from_levels(size, levels, logit_lambda), *chess_board(input_shape), *whitening(size, whiten, rngs)]
+        layers = [*from_levels((size,), levels, logit_lambda), *chess_board(input_shape), *whitening(size, whiten, rngs)]
         layers += [ActNorm((size,)), *in_pairs(size, couplings, coupling, mixing, rngs), ActNorm((size,))]
         self.flow = Flow(StandardNormal((size,)), Chain(layers))

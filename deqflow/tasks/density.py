@@ -1,6 +1,7 @@
 """Density estimation: the likelihood of the data under the model."""
 
 import dataclasses
+import functools
 import math
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -19,6 +20,7 @@ from deqflow.tasks.solves import batch_of_solves, summarize_solves
 from deqflow.tasks.task import Batch, Task
 
 _IMAGES = 64
+_TEMPERATURE = 0.7  # of the samples beside those of the density itself, as in Glow: fewer of them are odd, and they are less diverse
 _POINTS = 4000
 _SIDE = 200
 
@@ -29,7 +31,7 @@ class DensityModel(Protocol):
 
     def log_prob(self, x: jax.Array, *, key: Key[Array, ""] | None = None) -> jax.Array: ...
 
-    def sample(self, key: Key[Array, ""], n: int) -> jax.Array: ...
+    def sample(self, key: Key[Array, ""], n: int, *, temperature: float | Float[Array, ""] = 1.0) -> jax.Array: ...
 
 
 @runtime_checkable
@@ -175,7 +177,7 @@ class Density(Task):
     def pictures(
         self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
     ) -> dict[str, Figure]:
-        """`samples` beside data for images, `density` beside data for points in the plane.
+        """For images `samples`, at two temperatures beside data; for points in the plane `density`, beside data.
 
         Of a model made of maps that must contract also `lipschitz_bounds` by layer and, for real data, the `inverse_error`.
         """
@@ -183,8 +185,9 @@ class Density(Task):
         graphdef, state = nnx.split(model)
         sample_key, density_key = jax.random.split(key)
 
-        def sample(n: int) -> np.ndarray:
-            return np.asarray(jax.jit(lambda state: nnx.merge(graphdef, state).sample(sample_key, n))(state))
+        @functools.partial(jax.jit, static_argnums=1)
+        def sample(state: Any, n: int, temperature: float | Array) -> jax.Array:
+            return nnx.merge(graphdef, state).sample(sample_key, n, temperature=temperature)
 
         def miss(state: Any, x: jax.Array) -> jax.Array:
             model: Any = nnx.merge(graphdef, state)
@@ -198,7 +201,8 @@ class Density(Task):
                 figures["inverse_error"] = inverse_errors(np.asarray(jax.jit(miss)(state, data)))
         if is_image(data.shape[1:]):
             limits = (0.0, self.levels - 1.0) if self.levels is not None else (float(data.min()), float(data.max()))
-            return {"samples": sample_grid(data[:_IMAGES], sample(_IMAGES), limits), **figures}
+            samples = {temperature: np.asarray(sample(state, _IMAGES, temperature)) for temperature in (1.0, _TEMPERATURE)}
+            return {"samples": sample_grid(data[:_IMAGES], samples, limits), **figures}
         if "x" not in rows:
             return figures
         points = rows["x"][:_POINTS]
@@ -208,7 +212,8 @@ class Density(Task):
         # line by line: a model with wide layers need not hold the whole grid at once
         log_density = np.stack([np.asarray(density(state, line)) for line in cells])
         nats = self.summarize(rows)["nats"]
-        return {"density": density_beside_data(points, log_density, sample(len(points)), limits, nats, self.entropy), **figures}
+        samples = np.asarray(sample(state, len(points), 1.0))
+        return {"density": density_beside_data(points, log_density, samples, limits, nats, self.entropy), **figures}
 
     def _scale(self, x: jax.Array) -> float:
         """What turns nats of an example into the reported unit."""

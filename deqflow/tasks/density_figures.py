@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from collections.abc import Mapping
+
 import numpy as np
 from jaxtyping import Float, Num
 from matplotlib.figure import Figure
@@ -12,17 +14,20 @@ from deqflow.tasks.figures import BLUE, GREY, ORANGE, SEQUENTIAL, is_image, pane
 
 
 def sample_grid(
-    data: Num[np.ndarray, "n height width channels"], samples: Num[np.ndarray, "m height width channels"], limits: tuple[float, float]
+    data: Num[np.ndarray, "n height width channels"],
+    samples: Mapping[float, Num[np.ndarray, "m height width channels"]],
+    limits: tuple[float, float],
 ) -> Figure:
     """Draw test images and samples of the model side by side.
 
     Args:
       data: raw images.
-      samples: what the model draws, in the range of the raw images.
+      samples: what the model draws at each temperature, in the range of the raw images.
       limits: values of black and white.
     """
-    figure, axes = panels(columns=2, width=4, height=4.2)
-    for ax, images, title in zip(axes, (data, samples), ("Test images", "Samples of the model"), strict=True):
+    titles = ["Test images", *("Samples of the model" if t == 1 else f"Samples at temperature {t:g}" for t in samples)]
+    figure, axes = panels(columns=len(titles), width=4, height=4.2)
+    for ax, images, title in zip(axes, (data, *samples.values()), titles, strict=True):
         show_grid(ax, images, *limits)
         ax.set_title(title, fontsize="medium")
     engine = figure.get_layout_engine()

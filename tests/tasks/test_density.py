@@ -33,12 +33,15 @@ class Gaussian(nnx.Module):
         terms = -0.5 * z**2 - jnp.log(self.scale[...]) - 0.5 * math.log(2 * math.pi)
         return terms.reshape(len(x), -1).sum(axis=1)
 
-    def sample(self, key, n):
-        return self.mean[...] + self.scale[...] * jax.random.normal(key, (n, *self.shape))
+    def sample(self, key, n, *, temperature=1.0):
+        return self.mean[...] + temperature * self.scale[...] * jax.random.normal(key, (n, *self.shape))
 
 
 class Uniform(nnx.Module):
-    """Every image of integer values is as likely as any other; the estimate of that is noisy, and the noise is recorded."""
+    """Every image of integer values is as likely as any other; the estimate of that is noisy, and the noise is recorded.
+
+    Samples of a lower temperature are darker.
+    """
 
     def __init__(self, shape, levels, noise=0.0):
         self.shape, self.levels, self.noise = shape, levels, noise
@@ -51,8 +54,8 @@ class Uniform(nnx.Module):
         self.last[...] = noise.mean()
         return noise - math.prod(self.shape) * math.log(self.levels)
 
-    def sample(self, key, n):
-        return jax.random.randint(key, (n, *self.shape), 0, self.levels).astype(jnp.uint8)
+    def sample(self, key, n, *, temperature=1.0):
+        return (temperature * jax.random.randint(key, (n, *self.shape), 0, self.levels)).astype(jnp.uint8)
 
 
 class Broken(nnx.Module):
@@ -61,7 +64,7 @@ class Broken(nnx.Module):
     def log_prob(self, x, *, key=None):
         return jnp.log(x[:, 0])
 
-    def sample(self, key, n):
+    def sample(self, key, n, *, temperature=1.0):
         return jnp.ones((n, 2))
 
 
@@ -184,7 +187,11 @@ def test_picture_of_images_and_of_plain_vectors():
     x = np.zeros((70, 4, 3, 1), np.uint8)
     figures = task.pictures(model, rows_of(task, model, x), {"x": x}, KEY)
     assert list(figures) == ["samples"]
-    assert [axes.get_title() for axes in figures["samples"].axes] == ["Test images", "Samples of the model"]
+    panels = {axes.get_title(): axes.images[0].get_array() for axes in figures["samples"].axes}
+    assert list(panels) == ["Test images", "Samples of the model", "Samples at temperature 0.7"]
+    hot, cold = (panels[title][:4, :3] for title in list(panels)[1:])  # the same draw, of values of 0 .. 3
+    assert len(np.unique(hot)) > 1
+    np.testing.assert_allclose(cold, np.floor(0.7 * 3 * hot) / 3)
     x = np.zeros((5, 7), np.float32)
     assert Density().pictures(Gaussian(7), rows_of(Density(), Gaussian(7), x), {"x": x}, KEY) == {}
 

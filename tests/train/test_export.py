@@ -23,8 +23,15 @@ FEWER = {
     "checkerboard_realnvp": ["model.couplings=2"],
     "checkerboard_residual": ["model.blocks=1"],
     "checkerboard_spline": ["model.couplings=2"],
+    "cifar10_glow": ["model.steps=1"],
+    "cifar10_residual": ["model.steps=1"],
+    "digits_glow": ["model.steps=1"],
     "digits_realnvp": ["model.couplings=4"],
     "eight_gaussians_spline": ["model.couplings=2"],
+    "mnist_glow": ["model.steps=1"],
+    "mnist_implicit": ["model.steps=1"],
+    "mnist_realnvp": ["model.steps=1"],
+    "mnist_residual": ["model.steps=1"],
 }
 
 
