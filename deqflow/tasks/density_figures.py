@@ -1,8 +1,6 @@
 """Pictures of a density model: its density and its samples, each beside the data, and how well it is inverted."""
 
-from collections.abc import Sequence
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Num
