@@ -18,6 +18,7 @@ from deqflow.cli import main
 from deqflow.config import parse
 from deqflow.registry import UserError, families, kinds
 from deqflow.train.assemble import assemble
+from deqflow.train.flops import Work
 from deqflow.train.loop import Training
 from deqflow.train.sizing import Check
 
@@ -108,7 +109,7 @@ def here(tmp_path, monkeypatch):
     def check(config):
         assembly = assemble(config)
         program = assembly.program(nnx.eval_shape(assembly.make_model))
-        return Check({}, {name: (leaf.shape, str(leaf.dtype)) for name, leaf in program.abstract.items()}, 1, None, 1, None)
+        return Check({}, {name: (leaf.shape, str(leaf.dtype)) for name, leaf in program.abstract.items()}, 1, Work(1.0, True), 1, None)
 
     def fit(*arguments):
         raise UserError("this is as far as it goes")
