@@ -8,6 +8,7 @@ of every block's Jacobian, and `estimated` that of the same images with the same
 """
 
 import argparse
+import json
 import math
 import tempfile
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from common import ROOT, study, write_result
+from common import RESULTS, ROOT, study, write_result
 from flax import nnx
 
 from deqflow.config import load as load_config
@@ -57,11 +58,11 @@ def exact(model: Any, x: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="configs to study; all by default")
+    parser.add_argument("names", nargs="*", help="configs to study, all by default; what is kept of the others stays")
     parser.add_argument("--runs", type=Path, help="where the run directories are kept; a temporary folder by default")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    rows: dict[str, Any] = {}
+    rows: dict[str, Any] = json.loads((RESULTS / "images.json").read_text())["metrics"] if arguments.names else {}
     with tempfile.TemporaryDirectory() as temporary:
         runs = arguments.runs or Path(temporary)
         for name in arguments.names or EXPECTED:
