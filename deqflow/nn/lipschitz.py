@@ -56,7 +56,7 @@ def lipschitz_bound(module: Any) -> float:
     if isinstance(module, nnx.Sequential):
         return lipschitz_bound(tuple(module.layers))
     if isinstance(module, (list, tuple, nnx.List)):
-        product = math.prod(lipschitz_bound(part) for part in module)
+        product = _product(lipschitz_bound(part) for part in module)
         return min(product, _through_other_norms(module)) if any(map(_is_mixed, module)) else product
     return math.inf
 
@@ -65,18 +65,24 @@ def _is_mixed(part: Any) -> bool:
     return isinstance(part, Linear) and isinstance(part.kernel, MixedNormLimit)
 
 
+def _product(bounds: Iterable[float]) -> float:
+    """The product, `inf` if one of them is, also beside a zero."""
+    bounds = list(bounds)
+    return math.inf if math.inf in bounds else math.prod(bounds)
+
+
 def _through_other_norms(parts: Iterable[Any]) -> float:
     """The product in the norms that the weights name, `inf` if they do not meet or do not start and end in the Euclidean one."""
-    product, norm = 1.0, "l2"
+    bounds, norm = list[float](), "l2"
     for part in parts:
         if _is_mixed(part) and part.kernel.domain == norm:
             norm = part.kernel.codomain
-            product *= abs(part.gain) * mixed_norm(part.kernel(), part.kernel.domain, norm)
+            bounds.append(abs(part.gain) * mixed_norm(part.kernel(), part.kernel.domain, norm))
         elif norm == "l2":
-            product *= lipschitz_bound(part)
+            bounds.append(lipschitz_bound(part))
         elif isinstance(part, Activation):
             # The several outputs of one input move by no more than 1 together in l2, so each by no more, and their sum by its root.
-            product *= part.lipschitz * (math.sqrt(part.widening) if norm == "l1" else 1)
+            bounds.append(part.lipschitz * (math.sqrt(part.widening) if norm == "l1" else 1))
         else:
             return math.inf
-    return product if norm == "l2" else math.inf
+    return _product(bounds) if norm == "l2" else math.inf

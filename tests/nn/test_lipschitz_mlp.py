@@ -82,6 +82,9 @@ def test_bounds_are_certain():
     assert lipschitz_bound([layer, Activation("sine"), layer]) >= 16
     assert lipschitz_bound(lambda x: x) == np.inf
     assert lipschitz_bound([Activation("elu"), jnp.sin]) == np.inf
+    zero = Linear(2, 2, bias=False, rngs=nnx.Rngs(0))
+    zero.kernel = nnx.Param(jnp.zeros((2, 2)))
+    assert lipschitz_bound([zero, jnp.sin]) == np.inf
     layer.kernel = nnx.Param(jnp.full((2, 2), jnp.nan))
     assert lipschitz_bound(layer) == np.inf
     with pytest.raises(TypeError, match="outside of jit"):
