@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as orbax
 
 from deqflow.registry import UserError
-from deqflow.train.contents import Damaged, Record, checksum_of, remembered, require_same, shapes_of
+from deqflow.train.contents import Contents, Damaged, Record, checksum_of, index_of, packed, require_same, storage, unpacked
 from deqflow.train.machine import is_out_of_memory
 from deqflow.train.orbax_reports import Reports
 from deqflow.train.state import Leaves, Shapes
@@ -86,10 +86,10 @@ class Checkpoints:
             return
         self._preserve.named = {record.best_step, record.sound_step}
         self._reports.clear()
-        # On the CPU Orbax would read the very buffers that the next step reuses.
-        leaves = _copy(leaves)
-        metadata = dataclasses.asdict(record) | {"checksum": checksum_of(leaves, record)}
-        promise, failure = self._attempt(lambda: self._orbax.save_async(step, leaves, custom_metadata=metadata))
+        index = index_of(leaves)
+        stored = packed(leaves, index)
+        metadata = dataclasses.asdict(record) | {"index": index, "checksum": checksum_of(stored, index, record)}
+        promise, failure = self._attempt(lambda: self._orbax.save_async(step, stored, custom_metadata=metadata))
         if failure is not None:
             raise self._unsaved(step, failure)
         self._writing = step, promise
@@ -115,7 +115,7 @@ class Checkpoints:
           UserError: if there is none, or it cannot be read.
         """
         step = self._existing(None)
-        return self._read(step, lambda: remembered(self._orbax.metadata(step))[0])
+        return self._read(step, lambda: Contents.of(self._orbax.metadata(step))).record
 
     def restore(self, abstract: Shapes | None = None, step: int | None = None) -> tuple[Leaves, Record]:
         """Read the state of `step` (by default of the newest), of the shapes and types, and onto the devices, that `abstract` names.
@@ -128,18 +128,17 @@ class Checkpoints:
         """
         self.wait()
         step = self._existing(step)
-        metadata = self._read(step, lambda: self._orbax.metadata(step))
-        shapes, (record, checksum) = self._read(step, lambda: (shapes_of(metadata), remembered(metadata)))
+        contents = self._read(step, lambda: Contents.of(self._orbax.metadata(step)))
         if abstract is not None:
-            require_same(shapes, abstract, self.directory / str(step))
+            require_same(contents.shapes, abstract, self.directory / str(step))
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        places = {name: leaf.sharding or here for name, leaf in abstract.items()} if abstract is not None else dict.fromkeys(shapes, here)
-        target = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=places[name]) for name, (shape, dtype) in shapes.items()}
-        leaves: Any = self._read(step, lambda: jax.block_until_ready(self._orbax.load(step, target)))
-        found = checksum_of(leaves, record)
-        if None not in (found, checksum) and found != checksum:
+        places = {name: (abstract[name].sharding if abstract else None) or here for name in contents.shapes}
+        target = storage(contents, places)
+        stored: Any = self._read(step, lambda: jax.block_until_ready(self._orbax.load(step, target)))
+        found = checksum_of(stored, contents.index, contents.record)
+        if None not in (found, contents.checksum) and found != contents.checksum:
             raise self._damaged(step, "its checksum is not that of what was saved")
-        return _copy(leaves), record
+        return _copy(unpacked(stored, contents.index, places)), contents.record
 
     def restore_newest(self, abstract: Shapes) -> tuple[Leaves, Record]:
         """Read the newest checkpoint that is sound.

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as orbax
 
 from deqflow.registry import UserError
 from deqflow.train import checkpoint
@@ -49,6 +50,22 @@ def test_restored_bitwise(saved, step, number):
     for name, leaf in state(number, number / 7).items():
         assert leaves[name].dtype == leaf.dtype
         np.testing.assert_array_equal(leaves[name], leaf)
+
+
+def test_small_arrays_are_stored_together(tmp_path):
+    """Of 300 arrays Orbax would take 0.2 s; three it writes in the time of one."""
+    leaves = {"step": jnp.int32(3), "params/large": jnp.arange(1e5), "params/empty": jnp.zeros((0, 3)), "model/flag": jnp.array(True)}
+    leaves |= {f"params/{index}": jnp.full((index, 2), index, jnp.bfloat16 if index % 2 else jnp.float32) for index in range(300)}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(leaves, Record())
+    stored = orbax.metadata(str(tmp_path / "checkpoints" / "3")).metadata
+    assert stored.keys() == {"params/large", "small/bfloat16", "small/bool", "small/float32", "small/int32"}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        back, _ = checkpoints.restore(shapes(leaves))
+    assert back.keys() == leaves.keys()
+    for name, leaf in leaves.items():
+        assert (back[name].shape, back[name].dtype) == (leaf.shape, leaf.dtype)
+        np.testing.assert_array_equal(back[name], leaf)
 
 
 def test_saved_state_may_be_donated_at_once(tmp_path):
@@ -147,11 +164,10 @@ def test_a_flipped_bit_in_what_comes_back_is_told(saved, monkeypatch):
     """Of large arrays Orbax itself keeps no checksum, so the bit is flipped behind its back."""
     copy = checkpoint.checksum_of
 
-    def flipped(leaves, record):
-        name = "params/blocks.0.kernel"
-        bits = np.asarray(leaves[name]).copy()
-        bits.view(np.uint32)[3, 5] ^= 1 << 9
-        return copy(leaves | {name: jnp.asarray(bits)}, record)
+    def flipped(stored, index, record):
+        bits = np.asarray(stored["small/float32"]).copy()
+        bits.view(np.uint32)[197] ^= 1 << 9
+        return copy(stored | {"small/float32": jnp.asarray(bits)}, index, record)
 
     with Checkpoints(saved) as checkpoints:
         monkeypatch.setattr(checkpoint, "checksum_of", flipped)
