@@ -236,4 +236,4 @@ def start(program: Program, model: Any, train: Records, batch_size: int) -> Leav
         batch = jax.tree.map(jnp.asarray, next(batches))
     model.train()
     program.task.initialize(model, batch, random_key(program.seed, Stream.INITIALIZE))
-    return program.initial(program.layout.leaves(model), batch)
+    return program.initial(program.layout.leaves(model))

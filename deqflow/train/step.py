@@ -87,31 +87,35 @@ class Program:
         self.transform = optimizer.transform(settings.steps)
         self.patience = min(settings.guard.in_a_row, settings.steps)  # with refusals
         self.placement = placement if placement is not None else Placement.here()
-        shapes = jax.eval_shape(self._initial, self.layout.shapes, batch)
+        self._numbers = self._told_of_a_step()
+        shapes = jax.eval_shape(self._initial, self.layout.shapes)
         places, rows, whole = self.placement.state(shapes), self.placement.rows, self.placement.whole
         self.abstract: Shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[name]) for name, leaf in shapes.items()}
         self.step = jax.jit(self._step, donate_argnums=0, in_shardings=(places, rows), out_shardings=(places, whole))
         self.evaluate = jax.jit(self._evaluate, in_shardings=(places, rows, whole), out_shardings=whole)
         self.examine = jax.jit(self._examine, in_shardings=(places, whole), out_shardings=whole)
 
-    def initial(self, leaves: Leaves, batch: Mapping[str, Any]) -> Leaves:
+    def initial(self, leaves: Leaves) -> Leaves:
         """The whole state at step 0, from copies of the model's leaves, as the first step reuses the memory of the state."""
         leaves = jax.tree.map(jnp.copy, leaves)
         places = {name: leaf.sharding for name, leaf in self.abstract.items()}
         # Before the optimizer makes its own leaves like them, which might not fit on one device.
         leaves = jax.device_put(leaves, {name: places[name] for name in leaves})
-        return jax.device_put(self._initial(leaves, batch), places)
+        return jax.device_put(self._initial(leaves), places)
 
-    def _initial(self, leaves: Leaves, batch: Mapping[str, Any]) -> Leaves:
+    def _told_of_a_step(self) -> Shapes:
+        """The numbers to log, of which the state holds sums."""
+        params, variables = section(self.layout.shapes, "params"), section(self.layout.shapes, "model")
+        _, numbers, _ = jax.eval_shape(self._gradient, params, variables, self.batch, random_key(0, Stream.LOSS), 0)
+        return {**numbers, "gradient_norm": jax.eval_shape(optax.tree.norm, params)}
+
+    def _initial(self, leaves: Leaves) -> Leaves:
         params = section(leaves, "params")
         state = {"step": jnp.zeros((), jnp.int32), **leaves}
         state |= named(self.transform.init(params), "optimizer")
         if self.settings.ema is not None:
             state |= {name.replace("params/", "average/", 1): jnp.copy(leaf) for name, leaf in params.items()}
-        step, key = state["step"], random_key(0, Stream.LOSS)
-        _, numbers, _ = jax.eval_shape(self._gradient, params, section(leaves, "model"), batch, key, step)
-        shapes = {**numbers, "gradient_norm": jax.eval_shape(optax.tree.norm, params)}
-        zeros = jax.tree.map(lambda number: jnp.zeros(number.shape, number.dtype), shapes)
+        zeros = {name: jnp.zeros(number.shape, number.dtype) for name, number in self._numbers.items()}
         return state | named(zeros, "sums") | guard.fresh(self.settings.guard, zeros)
 
     def _objective(
@@ -128,7 +132,7 @@ class Program:
         return loss, ({"loss": loss, **numbers, **solver_numbers(model)}, section(self.layout.leaves(model), "model"))
 
     def _gradient(
-        self, params: Leaves, variables: Leaves, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
+        self, params: Leaves, variables: Leaves, batch: Batch, key: Key[Array, ""], step: Int[Array, ""] | int
     ) -> tuple[Leaves, Leaves, Leaves]:
         """The gradient and the numbers to log, means over the parts of a batch, and the variables that its last part leaves."""
         parts = self.settings.accumulate

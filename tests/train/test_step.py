@@ -61,7 +61,7 @@ def make(noise=0.1, **settings):
     settings = TrainSettings(**{"steps": 7, "log_every": 3, **settings})
     optimizer = AdamW(lr=Linear(peak=0.05, warmup=2), weight_decay=0.1, clip=0.5)
     program = Program(model, Regression(noise), optimizer, settings, seed=11, batch=abstract_batch(SPEC, 4))
-    return program, program.initial(program.layout.leaves(model), batch(0))
+    return program, program.initial(program.layout.leaves(model))
 
 
 def by_hand(steps):
