@@ -22,9 +22,9 @@ from flax import nnx
 
 from deqflow.bench.collectives import collectives
 from deqflow.config import load
+from deqflow.machine.leaves import Shapes
+from deqflow.machine.placement import Placement
 from deqflow.train.assemble import assemble
-from deqflow.train.placement import Placement
-from deqflow.train.state import Shapes
 from deqflow.train.step import Program
 
 CONFIGS = {"digits_deq": [], "checkerboard_realnvp": [], "checkerboard_residual": ["model.blocks=2"]}

@@ -13,9 +13,9 @@ from flax import nnx
 
 from deqflow.flows import Bijector
 from deqflow.implicit import Status
+from deqflow.runs.directory import environment
 from deqflow.tasks.reports import report_rows
 from deqflow.train import load, run
-from deqflow.train.directory import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

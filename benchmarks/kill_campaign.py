@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from common import ROOT, write_result
 
-from deqflow.train.checkpoint import Checkpoints
+from deqflow.runs.checkpoint import Checkpoints
 
 CONFIGS = {
     "deq": """

@@ -27,10 +27,10 @@ from matplotlib import pyplot as plt
 from deqflow import load
 from deqflow.data.mazes import Mazes
 from deqflow.models.deq_segmenter import DEQSegmenter
+from deqflow.runs.directory import RunDirectory
 from deqflow.tasks.figures import BLUE, GREEN, ORANGE, show_image, tidy
 from deqflow.tasks.segmentation_figures import overlaid
 from deqflow.train import run
-from deqflow.train.directory import RunDirectory
 
 TRAINED = 5  # cells along a side, as in the config
 SIZES = {5: (1000, BLUE), 9: (500, GREEN), 13: (200, ORANGE)}  # number of test mazes and colour of each

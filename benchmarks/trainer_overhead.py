@@ -29,12 +29,12 @@ from rich.console import Console
 
 from deqflow.config import load
 from deqflow.data.pipeline import train_batches
+from deqflow.machine.signals import StopRequest
+from deqflow.runs.checkpoint import Checkpoints, Record
+from deqflow.runs.metrics import MetricsWriter
+from deqflow.runs.progress import Progress
 from deqflow.train.assemble import assemble
-from deqflow.train.checkpoint import Checkpoints, Record
 from deqflow.train.loop import Training, start
-from deqflow.train.metrics import MetricsWriter
-from deqflow.train.progress import Progress
-from deqflow.train.signals import StopRequest
 
 CONFIGS = {"digits_deq": 100, "checkerboard_realnvp": 400}  # steps measured at a time
 CHECKPOINT_EVERY = 200

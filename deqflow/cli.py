@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import deqflow
+from deqflow.machine.signals import exit_at_once
 from deqflow.registry import UserError, resolve
-from deqflow.train.signals import exit_at_once
 
 # What a command needs is imported when it runs, so that `--help` and a mistake in a config answer at once.
 
@@ -199,9 +199,9 @@ def _train(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, arguments.overrides)  # before anything heavy is imported
     if not arguments.quiet and sys.stderr.isatty():
         print("loading JAX ...", file=sys.stderr)
+    from deqflow.machine.compiled import keep_compiled_programs
+    from deqflow.machine.processes import is_first, join
     from deqflow.train import run
-    from deqflow.train.compiled import keep_compiled_programs
-    from deqflow.train.processes import is_first, join
 
     keep_compiled_programs()
     if arguments.allow_config_change and not arguments.resume:
@@ -302,7 +302,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from deqflow.bench.figure import draw
     from deqflow.bench.from_config import of_config
     from deqflow.bench.table import table
-    from deqflow.train.machine import refusals_told, require_device
+    from deqflow.machine.refusals import refusals_told, require_device
 
     methods = arguments.methods.split(",") if arguments.methods else METHODS
     solver = resolve("solver", arguments.solver)()

@@ -205,19 +205,19 @@ _FAMILIES: dict[str, _Family] = {
         },
     ),
     "optim": _Family(
-        "deqflow.train.optim:Optimizer",
+        "deqflow.optim:Optimizer",
         "how parameters are updated",
         {
-            "adamw": "deqflow.train.optim:AdamW",
+            "adamw": "deqflow.optim:AdamW",
         },
     ),
     "schedule": _Family(
-        "deqflow.train.optim:Schedule",
+        "deqflow.optim:Schedule",
         "a number that changes with the training step",
         {
-            "constant": "deqflow.train.optim:Constant",
-            "cosine": "deqflow.train.optim:Cosine",
-            "linear": "deqflow.train.optim:Linear",
+            "constant": "deqflow.optim:Constant",
+            "cosine": "deqflow.optim:Cosine",
+            "linear": "deqflow.optim:Linear",
         },
     ),
 }

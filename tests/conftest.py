@@ -3,9 +3,12 @@
 The environment is set while this file is imported, before anything imports JAX. `JAX_PLATFORMS=cuda pytest` runs the suite on a GPU.
 """
 
+import codecs
+import contextlib
 import os
 import pathlib
 import signal
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -65,3 +68,29 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"no real data sets at {folder}")
     return folder
+
+
+@pytest.fixture
+def open_path():
+    """A folder that other users may enter; pytest's own are closed to them."""
+    with tempfile.TemporaryDirectory() as folder:
+        pathlib.Path(folder).chmod(0o755)
+        yield pathlib.Path(folder)
+
+
+@contextlib.contextmanager
+def nobody():
+    """For root, to whom permissions mean nothing: be someone else for a moment."""
+    codecs.lookup("utf-8-sig")  # loaded when first used, and Python may be installed where that user cannot read
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.fixture
+def as_nobody():
+    return nobody

@@ -1,7 +1,5 @@
 """The `deqflow` program: what it prints, its exit codes, and every mistake a user may make."""
 
-import codecs
-import contextlib
 import json
 import os
 import shlex
@@ -9,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -149,50 +146,33 @@ def test_run_directory_below_a_file(here, capsys):
     assert "good.yaml is a file" in refused(capsys, here, "train", "good.yaml", "--run", "good.yaml/run")
 
 
-@contextlib.contextmanager
-def nobody():
-    """Permissions mean nothing to root, so be someone else for a moment."""
-    codecs.lookup("utf-8-sig")  # which Python loads when it is first used, from where others may not read
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-
-
-def test_no_permission_to_write(capsys):
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
-        here = Path(folder)
-        here.chmod(0o755)
-        (here / "good.yaml").write_text(CONFIG)
-        (here / "locked").mkdir(mode=0o555)
-        with nobody():
-            message = refused(capsys, here, "train", str(here / "good.yaml"), "--run", str(here / "locked" / "run"))
+def test_no_permission_to_write(capsys, open_path, as_nobody):
+    (open_path / "good.yaml").write_text(CONFIG)
+    (open_path / "locked").mkdir(mode=0o555)
+    with as_nobody():
+        message = refused(capsys, open_path, "train", str(open_path / "good.yaml"), "--run", str(open_path / "locked" / "run"))
     assert "no permission to write in" in message
 
 
-def test_what_may_not_be_entered(capsys, trained):
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
-        here = Path(folder)
-        (here / "good.yaml").write_text(CONFIG)
-        shutil.copytree(trained, here / "run")
-        for path in [here, *here.rglob("*")]:
-            path.chmod(0o755)
-        (here / "locked").mkdir(mode=0)
-        (here / "run" / "checkpoints").chmod(0)
-        for arguments in (
-            ["train", f"{here}/good.yaml", "--run", f"{here}/locked/run"],
-            ["eval", f"{here}/locked/run"],
-            ["eval", f"{here}/run"],
-        ):
-            with nobody():
-                assert main(arguments) == 2
-            error = capsys.readouterr().err
-            assert error.startswith("error: cannot ")
-            assert "Permission denied" in error
-            assert error.count("\n") == 1
+def test_what_may_not_be_entered(capsys, trained, open_path, as_nobody):
+    here = open_path
+    (here / "good.yaml").write_text(CONFIG)
+    shutil.copytree(trained, here / "run")
+    for path in [here, *here.rglob("*")]:
+        path.chmod(0o755)
+    (here / "locked").mkdir(mode=0)
+    (here / "run" / "checkpoints").chmod(0)
+    for arguments in (
+        ["train", f"{here}/good.yaml", "--run", f"{here}/locked/run"],
+        ["eval", f"{here}/locked/run"],
+        ["eval", f"{here}/run"],
+    ):
+        with as_nobody():
+            assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: cannot ")
+        assert "Permission denied" in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", [["train", "good.yaml", "--run"], ["eval"], ["sample"]])
@@ -381,9 +361,13 @@ def test_ctrl_c_saves_and_exits_with_130(here):
     assert (here / "run" / "checkpoints" / str(step)).is_dir()
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what a process has loaded is told by Linux alone")
 def test_ctrl_c_while_libraries_are_loaded(here):
     with start("train", "good.yaml", cwd=here) as process:
-        time.sleep(1.0)
+        maps = Path(f"/proc/{process.pid}/maps")
+        while "jaxlib" not in maps.read_text():  # the first large one is being loaded: the command is under way
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=60)
     assert (process.returncode, out, error) == (130, "", "interrupted\n")

@@ -16,9 +16,9 @@ from flax import nnx
 
 from deqflow.cli import main
 from deqflow.config import parse
+from deqflow.machine.flops import Work
 from deqflow.registry import UserError, families, kinds
 from deqflow.train.assemble import assemble
-from deqflow.train.flops import Work
 from deqflow.train.loop import Training
 from deqflow.train.sizing import Check
 

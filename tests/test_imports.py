@@ -12,12 +12,17 @@ import deqflow
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "deqflow"
 
-ORDER = ("registry", "implicit", "nn", "deq", "flows", "models", "tasks", "data", "config", "train", "bench", "cli")
+ORDER = (
+    *("registry", "implicit", "nn", "deq", "flows", "models", "tasks", "optim", "data", "config"),
+    *("machine", "runs", "train", "bench", "cli"),
+)
 # A package may import every one above it, except where less is said here.
 NARROWER = {
     "deq": {"registry", "implicit", "nn"},
     "flows": {"registry", "implicit", "nn"},
+    "optim": {"registry"},
     "data": {"registry"},
+    "machine": {"registry"},
 }
 HEAVY = {
     *("array_record", "diffrax", "grain", "matplotlib", "numpyro", "orbax", "pydantic", "rich", "ruamel", "sklearn"),

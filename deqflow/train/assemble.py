@@ -10,9 +10,9 @@ from flax import nnx
 from deqflow.config import Config
 from deqflow.data.source import Source
 from deqflow.data.spec import DataSpec
+from deqflow.machine.placement import Placement
 from deqflow.registry import UserError
 from deqflow.tasks.task import Task
-from deqflow.train.placement import Placement
 from deqflow.train.precision import require_sound
 from deqflow.train.step import Program, Stream, abstract_batch, random_key
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from deqflow.implicit.status import Status
+from deqflow.machine.leaves import Leaves
 from deqflow.train.settings import Guard
-from deqflow.train.state import Leaves
 
 _WINDOW = 50
 """Updates over which the mean and the mean absolute deviation of the loss run; before so many were made, no loss stands out."""

@@ -16,15 +16,15 @@ import numpy as np
 from deqflow.data.pipeline import eval_batches, train_batches
 from deqflow.data.source import Records
 from deqflow.implicit.status import Status
+from deqflow.machine.flops import utilisation
+from deqflow.machine.leaves import Leaves, section
+from deqflow.machine.profiling import Trace, peak_bytes
+from deqflow.machine.signals import StopRequest
 from deqflow.registry import UserError
+from deqflow.runs.checkpoint import Checkpoints, Record
+from deqflow.runs.metrics import MetricsWriter
+from deqflow.runs.progress import Progress
 from deqflow.train import guard
-from deqflow.train.checkpoint import Checkpoints, Record
-from deqflow.train.flops import utilisation
-from deqflow.train.metrics import MetricsWriter
-from deqflow.train.profiling import Trace, peak_bytes
-from deqflow.train.progress import Progress
-from deqflow.train.signals import StopRequest
-from deqflow.train.state import Leaves, section
 from deqflow.train.step import Program, Stream, random_key
 
 

@@ -14,18 +14,18 @@ from rich.console import Console
 from deqflow.config import Config, load, parse
 from deqflow.data.pipeline import train_batches
 from deqflow.data.source import Records
+from deqflow.machine.leaves import Leaves
+from deqflow.machine.processes import is_first, largest, place_to_write, wait_for_all
+from deqflow.machine.profiling import Trace
+from deqflow.machine.refusals import refusals_told, require_device
+from deqflow.machine.signals import Stopped, StopRequest
+from deqflow.runs.checkpoint import Checkpoints, Damaged, Record
+from deqflow.runs.curves import learning_curves
+from deqflow.runs.directory import RunDirectory, default_directory
+from deqflow.runs.metrics import MetricsWriter, read_rows
+from deqflow.runs.progress import Progress
 from deqflow.train.assemble import assemble
-from deqflow.train.checkpoint import Checkpoints, Damaged, Record
-from deqflow.train.curves import learning_curves
-from deqflow.train.directory import RunDirectory, default_directory
 from deqflow.train.loop import Training, evaluate_split, start
-from deqflow.train.machine import refusals_told, require_device
-from deqflow.train.metrics import MetricsWriter, read_rows
-from deqflow.train.processes import is_first, largest, place_to_write, wait_for_all
-from deqflow.train.profiling import Trace
-from deqflow.train.progress import Progress
-from deqflow.train.signals import Stopped, StopRequest
-from deqflow.train.state import Leaves
 from deqflow.train.step import Program, Stream, random_key
 
 

@@ -8,16 +8,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from deqflow.machine.leaves import Leaves
+from deqflow.machine.refusals import refusals_told, require_device
 from deqflow.registry import UserError
+from deqflow.runs.checkpoint import Checkpoints
+from deqflow.runs.directory import RunDirectory
 from deqflow.tasks.density import DensityModel
 from deqflow.tasks.density_figures import samples_figure
 from deqflow.tasks.language_modelling import LanguageModelling
 from deqflow.train.assemble import Assembly, assemble
-from deqflow.train.checkpoint import Checkpoints
-from deqflow.train.directory import RunDirectory
 from deqflow.train.loop import evaluate_split
-from deqflow.train.machine import refusals_told, require_device
-from deqflow.train.state import Leaves
 from deqflow.train.step import Program, Stream, random_key
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from flax import nnx
 
 from deqflow.config import Config
+from deqflow.machine.flops import Work
+from deqflow.machine.leaves import section
+from deqflow.machine.refusals import refusals_told, require_device
 from deqflow.train.assemble import assemble
-from deqflow.train.flops import Work
-from deqflow.train.machine import refusals_told, require_device
-from deqflow.train.state import section
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,24 +10,12 @@ from flax import nnx
 from jax.tree_util import GetAttrKey
 
 from deqflow.deq import Diagnostics
-
-T = TypeVar("T")
-
-Shapes = dict[str, jax.ShapeDtypeStruct]
-Leaves = dict[str, jax.Array]
-"""Arrays by name. The part before the first slash is the role: `params`, `average` (of the parameters), `model` (variables that
-are not parameters), `optimizer`, `sums` (of the logged numbers since the last row), `guard` and `refused` (see `deqflow.train.guard`), and
-`step` alone."""
+from deqflow.machine.leaves import Leaves, Shapes, section
 
 
 def named(tree: Any, role: str) -> dict[str, Any]:
     """The leaves of any pytree by `role/path`, in the tree's order."""
     return dict(zip(_names(tree, role), jax.tree.leaves(tree), strict=True))
-
-
-def section(leaves: Mapping[str, T], role: str) -> dict[str, T]:
-    """The leaves of one role, in the order in which they stand."""
-    return {name: leaf for name, leaf in leaves.items() if name.partition("/")[0] == role}
 
 
 def restore(tree: Any, leaves: Mapping[str, jax.Array], role: str) -> Any:

@@ -15,16 +15,17 @@ from jaxtyping import Array, Int, Key
 from deqflow.data.source import Records
 from deqflow.data.spec import DataSpec
 from deqflow.deq import Examined, at_step, examine, penalties
+from deqflow.machine.flops import Work, work_of
+from deqflow.machine.leaves import Leaves, Shapes, section
+from deqflow.machine.placement import Placement
 from deqflow.nn import refresh
+from deqflow.optim import Optimizer
 from deqflow.tasks.task import Batch, Task
 from deqflow.train import guard
-from deqflow.train.flops import Work, work_of
-from deqflow.train.optim import Optimizer
-from deqflow.train.placement import Placement
 from deqflow.train.precision import narrowed, widened
 from deqflow.train.reports import certificate, solver_numbers
 from deqflow.train.settings import TrainSettings
-from deqflow.train.state import Layout, Leaves, Shapes, named, restore, section
+from deqflow.train.state import Layout, named, restore
 
 _EXAMINED = 16
 """Examples whose equilibria are examined beside a validation: enough for the size of the numbers, and few to compute."""

@@ -8,8 +8,8 @@ from jax.test_util import check_grads
 from deqflow.data.spec import DataSpec
 from deqflow.nn import SpectralNorm, conv_same, refresh
 from deqflow.nn.linear import Linear
+from deqflow.optim import AdamW
 from deqflow.tasks import Classification
-from deqflow.train.optim import AdamW
 from deqflow.train.settings import TrainSettings
 from deqflow.train.step import Program, abstract_batch
 

@@ -1,19 +1,14 @@
 """A small run that several tests look at."""
 
-import codecs
-import contextlib
 import copy
 import json
-import os
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deqflow.config import parse
+from deqflow.runs.checkpoint import Checkpoints
 from deqflow.train import run
-from deqflow.train.checkpoint import Checkpoints
 
 TINY = {
     "seed": 3,
@@ -49,29 +44,3 @@ def tiny():
 def finished(tmp_path_factory):
     """The result of the tiny run, never interrupted; not to be written to."""
     return run(parse(copy.deepcopy(TINY)), tmp_path_factory.mktemp("finished") / "run", quiet=True)
-
-
-@pytest.fixture
-def open_path():
-    """A folder that other users may enter; pytest's own are closed to them."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
-
-
-@contextlib.contextmanager
-def nobody():
-    """For root, to whom permissions mean nothing: be someone else for a moment."""
-    codecs.lookup("utf-8-sig")  # loaded when first used, and Python may be installed where that user cannot read
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-
-
-@pytest.fixture
-def as_nobody():
-    return nobody

@@ -19,12 +19,12 @@ from deqflow.data.pipeline import train_batches
 from deqflow.data.source import InMemory, Records
 from deqflow.deq import Cell
 from deqflow.implicit import Status
+from deqflow.optim import Schedule
 from deqflow.registry import FromRuntime, UserError, register
+from deqflow.runs.checkpoint import Checkpoints
+from deqflow.runs.metrics import read_rows
 from deqflow.train import run
-from deqflow.train.checkpoint import Checkpoints
 from deqflow.train.guard import fresh, judge, reason, solves_in_words
-from deqflow.train.metrics import read_rows
-from deqflow.train.optim import Schedule
 from deqflow.train.settings import Guard
 from tests.train.conftest import assert_same
 

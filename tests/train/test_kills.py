@@ -15,9 +15,9 @@ import pytest
 
 from deqflow.config import parse
 from deqflow.registry import UserError
+from deqflow.runs.checkpoint import Checkpoints
+from deqflow.runs.directory import RunDirectory
 from deqflow.train import SavedRun, run
-from deqflow.train.checkpoint import Checkpoints
-from deqflow.train.directory import RunDirectory
 from tests.train.conftest import TINY, assert_same
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -7,11 +7,11 @@ import pytest
 from rich.console import Console
 
 from deqflow.data.source import InMemory
-from deqflow.train.checkpoint import Checkpoints, Record
+from deqflow.machine.signals import StopRequest
+from deqflow.runs.checkpoint import Checkpoints, Record
+from deqflow.runs.metrics import MetricsWriter
+from deqflow.runs.progress import Progress
 from deqflow.train.loop import Training
-from deqflow.train.metrics import MetricsWriter
-from deqflow.train.progress import Progress
-from deqflow.train.signals import StopRequest
 from tests.train.test_step import batch, make
 
 

@@ -19,11 +19,12 @@ from deqflow.config import load, parse
 from deqflow.deq import DEQ, Cell
 from deqflow.models import deq_segmenter
 from deqflow.registry import UserError
+from deqflow.runs.checkpoint import Checkpoints
+from deqflow.runs.metrics import read_rows
 from deqflow.train import SavedRun, run
-from deqflow.train.checkpoint import Checkpoints
 from deqflow.train.loop import start
-from deqflow.train.metrics import read_rows
 from deqflow.train.step import Program
+from tests.runs.test_metrics import events
 
 
 def leaves_at(directory, step):
@@ -251,7 +252,7 @@ def full(*arguments, **named):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("where", ["deqflow.train.metrics.Events.scalar", "matplotlib.figure.Figure.savefig", "os.fsync"])
+@pytest.mark.parametrize("where", ["deqflow.runs.metrics.Events.scalar", "matplotlib.figure.Figure.savefig", "os.fsync"])
 def test_a_full_disk_ends_the_run_unfinished(tiny, tmp_path, monkeypatch, where):
     monkeypatch.setattr(where, full)
     with pytest.raises(UserError, match="cannot write the run directory .*: No space left on device"):
@@ -354,3 +355,10 @@ def test_default_directories_are_numbered(tiny, tmp_path, monkeypatch):
     tiny["train"]["steps"] = 2
     assert [str(run(parse(tiny), quiet=True).directory) for _ in range(2)] == ["runs/run", "runs/run-2"]
     assert str(run(parse(tiny), resume=True, quiet=True).directory) == "runs/run-2"
+
+
+def test_tensorboard_shows_all_that_a_run_has_measured_and_drawn(finished):
+    shown = {(event.step, value.tag) for event in events(finished.directory) for value in event.summary.value}
+    for row in read_rows(finished.directory / "metrics.jsonl"):
+        assert {(row["step"], f"{row['split']}/{name}") for name in row.keys() - {"step", "split"}} <= shown
+    assert {(finished.step, f"plots/{picture.stem}") for picture in finished.pictures} <= shown

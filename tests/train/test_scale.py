@@ -19,15 +19,15 @@ from deqflow.cli import main
 from deqflow.config import parse
 from deqflow.data.pipeline import train_batches
 from deqflow.data.source import Records
+from deqflow.machine.placement import Placement
+from deqflow.machine.processes import join, largest
+from deqflow.machine.signals import StopRequest
 from deqflow.registry import UserError
+from deqflow.runs.checkpoint import Checkpoints, Record
+from deqflow.runs.metrics import read_rows
 from deqflow.train import run
 from deqflow.train.assemble import assemble
-from deqflow.train.checkpoint import Checkpoints, Record
 from deqflow.train.loop import evaluate_split, start
-from deqflow.train.metrics import read_rows
-from deqflow.train.placement import Placement
-from deqflow.train.processes import join, largest
-from deqflow.train.signals import StopRequest
 from deqflow.train.step import Program
 
 STEPS, DEVICES = 50, 8

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from deqflow.train.state import Layout, named, restore, section
+from deqflow.machine.leaves import section
+from deqflow.train.state import Layout, named, restore
 
 
 class Net(nnx.Module):

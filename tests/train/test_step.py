@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from deqflow.data.spec import DataSpec
+from deqflow.optim import AdamW, Linear
 from deqflow.tasks.task import Task
-from deqflow.train.optim import AdamW, Linear
 from deqflow.train.settings import TrainSettings
 from deqflow.train.step import Program, Stream, abstract_batch, random_key
 

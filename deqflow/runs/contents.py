@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from deqflow.machine.leaves import Leaves, Shapes
 from deqflow.registry import UserError
-from deqflow.train.state import Leaves, Shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def packed(leaves: Leaves, index: Index) -> Leaves:
     return large | {vector: jnp.concatenate(parts) for vector, parts in together.items()}
 
 
-def unpacked(stored: Leaves, index: Index, places: dict[str, Sharding]) -> Leaves:
+def unpacked(stored: Leaves, index: Index, places: Mapping[str, Sharding]) -> Leaves:
     """The inverse of `packed`, every array in its place."""
     vectors = {_vector(dtype): np.asarray(stored[_vector(dtype)].addressable_data(0)) for _, dtype, _ in index}
     leaves = {name: leaf for name, leaf in stored.items() if name not in vectors}
@@ -74,7 +75,7 @@ def unpacked(stored: Leaves, index: Index, places: dict[str, Sharding]) -> Leave
     return leaves
 
 
-def storage(contents: "Contents", places: dict[str, Sharding]) -> dict[str, jax.ShapeDtypeStruct]:
+def storage(contents: "Contents", places: Mapping[str, Sharding]) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape, type and place of what is stored: the vectors whole on every device on which their parts will be."""
     small = {name for name, _, _ in contents.index}
     stored = {name: (*entry, places[name]) for name, entry in contents.shapes.items() if name not in small}

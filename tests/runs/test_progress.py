@@ -6,7 +6,7 @@ import itertools
 import pytest
 from rich.console import Console
 
-from deqflow.train.progress import Progress
+from deqflow.runs.progress import Progress
 
 
 class Clock:

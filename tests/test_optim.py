@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from deqflow.train.optim import AdamW, Constant, Cosine, Linear
+from deqflow.optim import AdamW, Constant, Cosine, Linear
 
 SCHEDULES = {
     "constant": (Constant(value=0.3, warmup=4), lambda t: 0.3),

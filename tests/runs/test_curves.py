@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from deqflow.train.curves import learning_curves
+from deqflow.runs.curves import learning_curves
 
 
 def rows(**numbers):

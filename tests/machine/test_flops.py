@@ -8,9 +8,9 @@ import pytest
 
 from deqflow.config import parse
 from deqflow.implicit import GMRES, Implicit, Picard, fixed_point
+from deqflow.machine.flops import Work, utilisation, work_of
 from deqflow.nn import conv_same
 from deqflow.train.assemble import assemble
-from deqflow.train.flops import Work, utilisation, work_of
 
 A, B = jnp.ones((4, 6)), jnp.ones((6, 5))
 SQUARE = jnp.ones((5, 5))

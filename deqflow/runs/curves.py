@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from deqflow.runs.metrics import Row
 from deqflow.tasks.figures import BLUE, GREEN, ORANGE, panels, tidy
-from deqflow.train.metrics import Row
 
 _COLOURS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
 
@@ -43,7 +43,7 @@ def learning_curves(rows: Sequence[Row]) -> Figure:
     by red lines. Values of the first steps, and single steps of the training that stand out, may lie outside the panel.
 
     Args:
-      rows: what `deqflow.train.metrics.read_rows` returns.
+      rows: what `deqflow.runs.metrics.read_rows` returns.
 
     Raises:
       ValueError: if no row has any of these numbers.

@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from deqflow.registry import UserError
-from deqflow.train.directory import write_whole
-from deqflow.train.events import Events
+from deqflow.runs.directory import write_whole
+from deqflow.runs.events import Events
 
 Row = dict[str, float | int | str]
 """One line: `step`, in `metrics.jsonl` the `split`, and numbers by name."""

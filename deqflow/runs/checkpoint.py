@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as orbax
 
+from deqflow.machine.leaves import Leaves, Shapes
+from deqflow.machine.refusals import is_out_of_memory
 from deqflow.registry import UserError
-from deqflow.train.contents import Contents, Damaged, Record, checksum_of, index_of, packed, require_same, storage, unpacked
-from deqflow.train.machine import is_out_of_memory
-from deqflow.train.orbax_reports import Reports
-from deqflow.train.state import Leaves, Shapes
+from deqflow.runs.contents import Contents, Damaged, Record, checksum_of, index_of, packed, require_same, storage, unpacked
+from deqflow.runs.orbax_reports import Reports
 
 T = TypeVar("T")
 

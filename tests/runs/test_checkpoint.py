@@ -12,8 +12,8 @@ import pytest
 from orbax.checkpoint import v1 as orbax
 
 from deqflow.registry import UserError
-from deqflow.train import checkpoint
-from deqflow.train.checkpoint import Checkpoints, Damaged, Record
+from deqflow.runs import checkpoint
+from deqflow.runs.checkpoint import Checkpoints, Damaged, Record
 
 
 def state(step, value=0.0):

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from deqflow.machine.leaves import Leaves, Shapes
 from deqflow.registry import UserError
-from deqflow.train.state import Leaves, Shapes
 
 _AXIS = "batch"
 _SPREAD = ("params", "average", "optimizer")
