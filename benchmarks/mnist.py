@@ -19,7 +19,7 @@ from deqflow.config import load
 from deqflow.train import load as trained
 from deqflow.train import run
 
-EXPECTED = {"mnist_deq": 0.992, "fashion_mnist_deq": 0.91, "mnist_mondeq": 0.985}  # least accuracy
+EXPECTED = {"mnist_deq": 0.992, "fashion_mnist_deq": 0.91, "mnist_mondeq": 0.985, "fashion_mnist_mondeq": 0.9}  # least accuracy
 
 
 def measure(name: str, data: Path, runs: Path) -> None:
