@@ -42,7 +42,7 @@ class Damaged(UserError):
 Index = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, type and shape of the arrays that are stored end to end, one vector for each type, in this order."""
 
-_SMALL = 1 << 16  # bytes; Orbax takes 0.7 ms of a processor for an array, as long as for ten times as many
+_SMALL = 1 << 16  # bytes; Orbax takes a processor for most of a millisecond for every array, however small
 
 
 def index_of(leaves: Leaves) -> Index:
@@ -77,14 +77,20 @@ def unpacked(stored: Leaves, index: Index, places: Mapping[str, Sharding]) -> Le
 
 def storage(contents: "Contents", places: Mapping[str, Sharding]) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape, type and place of what is stored: the vectors whole on every device on which their parts will be."""
-    small = {name for name, _, _ in contents.index}
-    stored = {name: (*entry, places[name]) for name, entry in contents.shapes.items() if name not in small}
+    together: dict[str, list[tuple[str, int]]] = {}
     for name, dtype, shape in contents.index:
-        place = places[name]
+        together.setdefault(dtype, []).append((name, math.prod(shape)))
+    small = {name for name, _, _ in contents.index}
+    stored = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=places[name])
+        for name, (shape, dtype) in contents.shapes.items()
+        if name not in small
+    }
+    for dtype, parts in together.items():
+        place = places[parts[0][0]]
         whole = NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place
-        size = stored.get(_vector(dtype), ((0,),))[0][0]
-        stored[_vector(dtype)] = ((size + math.prod(shape),), jnp.dtype(dtype), whole)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for name, (shape, dtype, place) in stored.items()}
+        stored[_vector(dtype)] = jax.ShapeDtypeStruct((sum(size for _, size in parts),), jnp.dtype(dtype), sharding=whole)
+    return stored
 
 
 def checksum_of(stored: Leaves, index: Index, record: Record) -> int | None:
