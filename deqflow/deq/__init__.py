@@ -19,14 +19,16 @@ from deqflow.deq.training import (
     jacobian_norm,
     penalties,
 )
-from deqflow.deq.transformer_cell import LoopedCell, RecurrentDepthCell, Segment, TransformerCell
+from deqflow.deq.transformer_cell import AttentionInjectionCell, Injection, LoopedCell, RecurrentDepthCell, Segment, TransformerCell
 
 __all__ = [
     "DEQ",
+    "AttentionInjectionCell",
     "Cell",
     "ConvCell",
     "Diagnostics",
     "Examined",
+    "Injection",
     "JacobianPenalty",
     "LoopedCell",
     "MLPCell",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from deqflow.deq import DEQ, RecurrentDepthCell, Training, TransformerCell
+from deqflow.deq import DEQ, AttentionInjectionCell, RecurrentDepthCell, Training, TransformerCell
 from deqflow.implicit import Anderson, Gradient, Implicit, Solution, Solver
 from deqflow.models.token_embedding import Logits, TokenEmbedding, Tokens, context_of
 from deqflow.nn.attention import Sequences
@@ -22,7 +22,8 @@ class DEQTransformer(nnx.Module):
       heads: number of attention heads; must divide `width`.
       layers: number of blocks in the cell.
       expansion: size of a block's hidden layer in widths.
-      injection: `add` for `gain z + x`, with the parameters of a `Transformer` as deep as the cell; `concat` for `gain V z + U x`.
+      injection: `add` for `gain z + x`, with the parameters of a `Transformer` as deep as the cell; `concat` for `gain V z + U x`; `qkv`
+        for the input in the queries, keys and values of every block.
       gain: recurrent strength of the cell; more of it makes deeper equilibria that are harder to find.
       dropout: fraction of the channels that a block leaves out in training, the same ones in the whole solve.
       solver: how the equilibrium is found.
@@ -53,7 +54,7 @@ class DEQTransformer(nnx.Module):
         heads: Annotated[int, Range(ge=1)] = 4,
         layers: Annotated[int, Range(ge=1)] = 1,
         expansion: Annotated[int, Range(ge=1)] = 4,
-        injection: Literal["add", "concat"] = "add",
+        injection: Literal["add", "concat", "qkv"] = "add",
         gain: Annotated[float, Range(gt=0)] = 0.5,
         dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
         solver: Solver = Anderson(),
@@ -67,7 +68,7 @@ class DEQTransformer(nnx.Module):
         check_ranges(DEQTransformer.__init__, locals())
         context, size = context_of(input_shape, vocabulary, "deq_transformer")
         self.embedding = TokenEmbedding(size, width, rngs=rngs)
-        kind = {"add": TransformerCell, "concat": RecurrentDepthCell}[injection]
+        kind = {"add": TransformerCell, "concat": RecurrentDepthCell, "qkv": AttentionInjectionCell}[injection]
         cell = kind(width, heads=heads, span=context, layers=layers, expansion=expansion, gain=gain, dropout=dropout, rngs=rngs)
         self.deq = DEQ(cell, solver, gradient, eval_solver=eval_solver, training=training)
 

@@ -14,9 +14,10 @@ Sequences = Float[Array, "batch time width"]
 class CausalAttention(nnx.Module):
     """Multi-head attention to the present and the past, with a learned bias for every distance.
 
-        y_i = Σ_{j <= i} softmax_j(q_i · k_j / √d + b[i - j]) v_j     in every head of size d,  (q, k, v) = W x
+        y_i = Σ_{j <= i} softmax_j(q_i · k_j / √d + b[i - j]) v_j     in every head of size d,  (q, k, v) = W x + u
 
-    Positions enter through their distance alone, so a sequence may stand anywhere; distances of `span` and more share the last bias.
+    Positions enter through their distance alone, so a sequence may stand anywhere; distances of `span` and more share the last bias. `u`
+    is what the caller adds to the queries, keys and values; nothing by default.
 
     Args:
       width: size of the last axis.
@@ -43,15 +44,19 @@ class CausalAttention(nnx.Module):
         self.out = nnx.Linear(width, width, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros((heads, span)))
 
-    def __call__(self, x: Sequences, *, time: int | None = None) -> Float[Array, "batch queries width"]:
+    def __call__(
+        self, x: Sequences, *, time: int | None = None, added: Float[Array, "batch time qkv"] | None = None
+    ) -> Float[Array, "batch queries width"]:
         """Attend.
 
         Args:
           x: the sequence, a memory of the past at its front if there is one.
           time: how many positions at the end ask; all of them by default.
+          added: `u`, three times as wide as `x`, in the layout of what `qkv` returns.
         """
         time = x.shape[1] if time is None else time
-        q, k, v = jnp.split(self.qkv(x).reshape(*x.shape[:2], self.heads, -1), 3, axis=-1)
+        qkv = self.qkv(x) if added is None else self.qkv(x) + added
+        q, k, v = jnp.split(qkv.reshape(*x.shape[:2], self.heads, -1), 3, axis=-1)
         q = q[:, x.shape[1] - time :] / math.sqrt(q.shape[-1])
         scores = jnp.einsum("bihd,bjhd->bhij", q, k).astype(jnp.promote_types(x.dtype, jnp.float32)) + self._position(time, x.shape[1])
         y = jnp.einsum("bhij,bjhd->bihd", jax.nn.softmax(scores).astype(v.dtype), v)

@@ -51,15 +51,23 @@ class TransformerBlock(nnx.Module):
         first, second = jax.random.split(key)
         return self.dropout(ones, rngs=first), self.dropout(ones, rngs=second)
 
-    def __call__(self, x: Sequences, *, masks: Masks | None = None, past: Float[Array, "batch past width"] | None = None) -> Sequences:
+    def __call__(
+        self,
+        x: Sequences,
+        *,
+        masks: Masks | None = None,
+        past: Float[Array, "batch past width"] | None = None,
+        added: Float[Array, "batch keys qkv"] | None = None,
+    ) -> Sequences:
         """Transform the stream.
 
         Args:
           x: the stream.
           masks: from `masks`.
           past: the stream before `x`, to which `x` attends.
+          added: what the attention adds to the queries, keys and values of the past and of `x`.
         """
         keys = x if past is None else jnp.concatenate([past, x], axis=1)
         first, second = (1, 1) if masks is None else masks
-        h = x + first * self.attention(self.attention_norm(keys), time=x.shape[1])
+        h = x + first * self.attention(self.attention_norm(keys), time=x.shape[1], added=added)
         return h + second * self.output(jax.nn.gelu(self.hidden(self.hidden_norm(h))))

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deqflow.deq import DEQ, RecurrentDepthCell, Segment, TransformerCell
+from deqflow.deq import DEQ, AttentionInjectionCell, RecurrentDepthCell, Segment, TransformerCell
 from deqflow.implicit import GMRES, Anderson, Implicit
 
 CELLS = {
     "transformer": lambda **options: TransformerCell(8, heads=2, span=8, gain=0.3, rngs=nnx.Rngs(0), **options),
     "recurrent depth": lambda **options: RecurrentDepthCell(8, heads=2, span=8, layers=2, gain=0.2, rngs=nnx.Rngs(0), **options),
+    "attention injection": lambda **options: AttentionInjectionCell(8, heads=2, span=8, layers=2, gain=0.2, rngs=nnx.Rngs(0), **options),
 }
 SOLVER = Anderson(rtol=1e-6, max_steps=100)
 
@@ -36,8 +37,9 @@ def test_converges_at_initialisation_to_a_causal_equilibrium(make):
     np.testing.assert_allclose((z**2).mean(-1), 1, rtol=1e-2)  # the last normalisation bounds the state
 
 
-def test_the_equilibrium_after_a_memory_is_that_of_the_whole():
-    layer, x = DEQ(CELLS["recurrent depth"](), SOLVER), inputs()
+@pytest.mark.parametrize("make", CELLS.values(), ids=CELLS)
+def test_the_equilibrium_after_a_memory_is_that_of_the_whole(make):
+    layer, x = DEQ(make(), SOLVER), inputs()
     whole = solve(layer, x).value
     second = solve(layer, Segment(x[:, 3:], x[:, :3], solve(layer, x[:, :3]).value))
     assert second.stats.converged.all()
@@ -45,8 +47,9 @@ def test_the_equilibrium_after_a_memory_is_that_of_the_whole():
     assert float(jnp.abs(solve(layer, x[:, 3:]).value - whole[:, 3:]).max()) > 1e-2
 
 
-def test_gradients_of_every_parameter_agree_with_unrolling():
-    layer, x = DEQ(CELLS["recurrent depth"](), SOLVER, Implicit(linear=GMRES(rtol=1e-6))), inputs()
+@pytest.mark.parametrize("name", ["recurrent depth", "attention injection"])
+def test_gradients_of_every_parameter_agree_with_unrolling(name):
+    layer, x = DEQ(CELLS[name](), SOLVER, Implicit(linear=GMRES(rtol=1e-6))), inputs()
 
     def implicit(layer):
         return jnp.sum(jnp.sin(3 * layer(x)))

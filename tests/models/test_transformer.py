@@ -38,7 +38,14 @@ def test_one_step_of_the_equilibrium_model_is_the_explicit_one():
     np.testing.assert_allclose(call(explicit, tokens()), once, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind, options", [(Transformer, {}), (DEQTransformer, {"injection": "concat", "solver": Anderson(rtol=1e-6)})])
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        (Transformer, {}),
+        (DEQTransformer, {"injection": "concat", "solver": Anderson(rtol=1e-6)}),
+        (DEQTransformer, {"injection": "qkv", "solver": Anderson(rtol=1e-6)}),
+    ],
+)
 def test_the_future_does_not_change_the_past(kind, options):
     model, x = build(kind, **options), tokens()
     logits, other = call(model, x), call(model, x.at[:, 4:].set((x[:, 4:] + 1) % 5))
