@@ -3,6 +3,7 @@
 python benchmarks/language.py deq            # configs/shakespeare_deq.yaml with three seeds, and its generation
 python benchmarks/language.py transformer    # configs/shakespeare_transformer.yaml at six depths, the best with three seeds
 python benchmarks/language.py memory         # compiled memory of a training step against iterations
+python benchmarks/language.py words          # configs/ptb_deq.yaml and configs/ptb_transformer.yaml, one seed
 
 `--data` says where the text lies. Runs of one seed see the same windows in the same order. The explicit transformers are tuned with the
 first seed, on the validation loss alone: the depth together with the learning rate, and then the rate and the heads of the best. The
@@ -70,7 +71,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def equilibrium(overrides: Sequence[str], began: float) -> None:
     """Train the DEQ with every seed, and let the first write; each run adds to the result."""
     runs: list[dict[str, Any]] = []
-    written: dict[str, Any] = {}
+    written: dict[str, float] = {}
     for seed in SEEDS:
         numbers, folder = train("shakespeare_deq", overrides, seed=seed)
         runs.append({"seed": seed, **numbers})
@@ -121,6 +122,14 @@ def explicit(overrides: Sequence[str], kept: Sequence[dict[str, Any]], began: fl
     write_result("language_transformer", metrics, {}, time.perf_counter() - began)
 
 
+def words(overrides: Sequence[str], began: float) -> None:
+    """Train both word-level models; each adds to the result."""
+    metrics: dict[str, Any] = {}
+    for name in ("ptb_transformer", "ptb_deq"):
+        metrics[name] = train(name, overrides)[0]
+        write_result("language_words", metrics, {}, time.perf_counter() - began)
+
+
 def generation(folder: Path) -> dict[str, float]:
     """Solver steps for each new character, with a warm start and without, from the same prompts and random choices."""
     saved = SavedRun.open(folder)
@@ -155,19 +164,24 @@ def memory(data: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("deq", "transformer", "memory"))
+    parser.add_argument("what", choices=("deq", "transformer", "memory", "words"))
     parser.add_argument("--data", default="data/tinyshakespeare/input.txt", help="tiny Shakespeare (default: %(default)s)")
+    parser.add_argument("--words", type=Path, default=Path("data/ptb"), help="folder of the Penn Treebank (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="train for this many steps instead of the configs'")
     parser.add_argument("--keep", action="store_true", help="keep the explicit transformers that the result has, and train the others")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    overrides = [f"data.path={arguments.data}"] + ([f"train.steps={arguments.steps}"] if arguments.steps else [])
+    shorter = [f"train.steps={arguments.steps}"] if arguments.steps else []
+    overrides = [f"data.path={arguments.data}", *shorter]
     if arguments.what == "transformer":
         old = RESULTS / "language_transformer.json"
         kept = json.loads(old.read_text())["metrics"]["runs"] if arguments.keep and old.exists() else []
         return explicit(overrides, kept, began)
     if arguments.what == "deq":
         return equilibrium(overrides, began)
+    if arguments.what == "words":
+        files = {"path": "train", "validation": "valid", "test": "test"}
+        return words([f"data.{name}={arguments.words}/ptb.{part}.txt" for name, part in files.items()] + shorter, began)
     rows = memory(arguments.data)
     implicit = [row["compiled_bytes"] for row in rows if row["method"] == "implicit"]
     metrics = {"rows": rows, "implicit_last_over_first": implicit[-1] / implicit[0]}

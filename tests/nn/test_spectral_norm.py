@@ -79,7 +79,7 @@ def test_the_trainer_refreshes_once_per_step():
     batch = {"x": jnp.ones((2, 3)), "y": jnp.array([0, 1])}
     spec = DataSpec(input_shape=(3,), dtype="float32", classes=3)
     program = Program(model, Classification(classes=3), AdamW(lr=0.01), TrainSettings(steps=3), 0, abstract_batch(spec, 2))
-    state = program.initial(program.layout.leaves(model), batch)
+    state = program.initial(program.layout.leaves(model))
     model.weight.refresh()
     state, _ = program.step(state, batch)
     np.testing.assert_allclose(state["model/weight.vector"], model.weight.vector[...], atol=1e-6)
