@@ -34,10 +34,15 @@ class Permutation(Bijector):
         self, x: Float[Array, "batch n"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
     ) -> Transformed:
         check_event(self, x)
-        return Transformed(x[:, np.array(self.order)], jnp.zeros(x.shape[0], x.dtype), {})
+        return Transformed(_columns(x, np.array(self.order)), jnp.zeros(x.shape[0], x.dtype), {})
 
     def inverse_and_log_det(
         self, z: Float[Array, "batch n"], *, condition: Array | None = None, key: Key[Array, ""] | None = None
     ) -> Transformed:
         check_event(self, z)
-        return Transformed(z[:, np.argsort(self.order)], jnp.zeros(z.shape[0], z.dtype), {})
+        return Transformed(_columns(z, np.argsort(self.order)), jnp.zeros(z.shape[0], z.dtype), {})
+
+
+def _columns(x: Float[Array, "batch n"], order: np.ndarray) -> Float[Array, "batch n"]:
+    """`x[:, order]`, as rows of the transpose: the derivative of that scatters whole rows, which takes a CPU two thirds of the time."""
+    return x.T.at[order].get(mode="promise_in_bounds", unique_indices=True).T

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Key
 
 from deqflow.flows.bijector import Bijector, DataDependent, Transformed, split_key
+from deqflow.implicit.gradient import SOLVED
 from deqflow.nn import refresh
 
 
@@ -23,8 +24,8 @@ class Repeat(Bijector, DataDependent):
       make: `make(rngs) -> Bijector`, called once for every block. Blocks may differ in their numbers only: to alternate, make a `Chain` of
         the members of one period.
       count: number of blocks.
-      remat: whether the reverse pass computes the inside of a block again, so that only the values between blocks are kept for it. That
-        costs less than what is kept does when it is stacked (`python benchmarks/stack.py`).
+      remat: whether the reverse pass computes the inside of a block again, so that only the values between blocks, and the solutions
+        of equations inside, are kept for it. That costs less than what is kept does when it is stacked (`python benchmarks/stack.py`).
       rngs: handed to `make`.
 
     Raises:
@@ -102,7 +103,8 @@ class Repeat(Bijector, DataDependent):
             return value, (log_det, diagnostics)
 
         backwards = direction == "inverse_and_log_det"
-        body = jax.checkpoint(step) if self.remat else step
+        # What solves have found is as small as the values between blocks, and finding it again would double their cost.
+        body = jax.checkpoint(step, policy=jax.checkpoint_policies.save_only_these_names(SOLVED)) if self.remat else step
         value, (log_dets, diagnostics) = lax.scan(body, value, (jnp.arange(self.count), stacked), reverse=backwards)
         return Transformed(value, log_dets.sum(0), diagnostics)
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import jax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from deqflow.implicit import loop
 from deqflow.implicit.attach import attach, detach, freeze
@@ -54,14 +55,20 @@ class Gradient(abc.ABC):
             )
 
 
+SOLVED = "deqflow_solved"
+"""The name of what a solve leaves behind, for policies of `jax.checkpoint`: a reverse pass to which it is saved solves nothing again."""
+
+
 def solve_frozen(solver: Solver, f: Map, z0: Vectors, request: Request, *, keep: bool = False) -> loop.Solved:
     """`loop.solve` with no derivative, everything that `f` closes over held constant."""
     with jax.default_matmul_precision(solver.precision):
         z0 = lax.stop_gradient(z0)
         frozen = freeze(f, z0)
         if solver.bfloat16_until is not None:
-            return solve_in_two(solver, solver.bfloat16_until, frozen, z0, request, keep=keep)
-        return loop.solve(solver, frozen, z0, request, keep=keep)
+            solved = solve_in_two(solver, solver.bfloat16_until, frozen, z0, request, keep=keep)
+        else:
+            solved = loop.solve(solver, frozen, z0, request, keep=keep)
+        return checkpoint_name(solved, SOLVED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

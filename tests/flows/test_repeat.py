@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from deqflow.flows import ActNorm, ArnoldiQuadrature, Chain, Inverse, InvertibleLinear, Permutation, Repeat, Residual, lipschitz_bounds
+from deqflow.flows import (
+    ActNorm,
+    ArnoldiQuadrature,
+    Chain,
+    ImplicitFlow,
+    Inverse,
+    InvertibleLinear,
+    Permutation,
+    Repeat,
+    Residual,
+    lipschitz_bounds,
+)
 from deqflow.nn import Linear, LipschitzMLP, SpectralNorm, refresh
 
 
@@ -59,6 +70,21 @@ def test_the_program_does_not_grow_with_the_number_of_blocks():
         return len(jax.jit(run).lower(state).as_text().splitlines())
 
     assert size(32) <= 1.05 * size(4)
+
+
+def test_the_reverse_pass_solves_nothing_again():
+    """What is computed twice for want of memory is the rest: loops are as many as where nothing is."""
+
+    def make(rngs):
+        g_x, g_z = (LipschitzMLP(3, width=4, depth=1, bound=0.5, parametrise="almost_orthogonal", rngs=rngs) for _ in range(2))
+        return ImplicitFlow(g_x, g_z, (3,))
+
+    def loops(remat):
+        graph, state = nnx.split(Repeat(make, 2, remat=remat, rngs=nnx.Rngs(0)))
+        slope = jax.grad(lambda state: nnx.merge(graph, state).forward_and_log_det(data(4)).value.sum())
+        return jax.jit(slope).lower(state).compile().as_text().count(" while(")
+
+    assert loops(remat=True) == loops(remat=False)
 
 
 def test_weights_inside_are_refreshed():
