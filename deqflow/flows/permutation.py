@@ -44,5 +44,5 @@ class Permutation(Bijector):
 
 
 def _columns(x: Float[Array, "batch n"], order: np.ndarray) -> Float[Array, "batch n"]:
-    """`x[:, order]`, as rows of the transpose: the derivative of that scatters whole rows, which takes a CPU two thirds of the time."""
+    """`x[:, order]`, as rows of the transpose: the derivative of that scatters whole rows, not single numbers."""
     return x.T.at[order].get(mode="promise_in_bounds", unique_indices=True).T

@@ -24,7 +24,7 @@ def keep_compiled_programs() -> None:
         return
     if os.access(folder, os.W_OK | os.X_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # a start compiles many small programs: a fifth of its time
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # a start compiles many small programs, which add up
         _forget_what_is_damaged(folder)
 
 

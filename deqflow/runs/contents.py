@@ -42,7 +42,7 @@ class Damaged(UserError):
 Index = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, type and shape of the arrays that are stored end to end, one vector for each type, in this order."""
 
-_SMALL = 1 << 16  # bytes; Orbax takes a processor for most of a millisecond for every array, however small
+_SMALL = 1 << 16  # bytes; what Orbax does for an array hardly depends on its size: `python benchmarks/trainer_overhead.py` sees the sum
 
 
 def index_of(leaves: Leaves) -> Index:
@@ -54,43 +54,38 @@ def index_of(leaves: Leaves) -> Index:
 @functools.partial(jax.jit, static_argnames="index")
 def packed(leaves: Leaves, index: Index) -> Leaves:
     """What is stored of the state, in memory of its own: Orbax would read the very buffers that the next step reuses."""
-    together: dict[str, list[jax.Array]] = {}
-    for name, dtype, _ in index:
-        together.setdefault(_vector(dtype), []).append(leaves[name].ravel())
     small = {name for name, _, _ in index}
     large = {name: jnp.copy(leaf) for name, leaf in leaves.items() if name not in small}
-    return large | {vector: jnp.concatenate(parts) for vector, parts in together.items()}
-
-
-def unpacked(stored: Leaves, index: Index, places: Mapping[str, Sharding]) -> Leaves:
-    """The inverse of `packed`, every array in its place."""
-    vectors = {_vector(dtype): np.asarray(stored[_vector(dtype)].addressable_data(0)) for _, dtype, _ in index}
-    leaves = {name: leaf for name, leaf in stored.items() if name not in vectors}
-    first = dict.fromkeys(vectors, 0)
-    for name, dtype, shape in index:
-        begin = first[_vector(dtype)]
-        end = first[_vector(dtype)] = begin + math.prod(shape)
-        whole = vectors[_vector(dtype)][begin:end].reshape(shape)
-        leaves[name] = jax.make_array_from_callback(shape, places[name], whole.__getitem__)
-    return leaves
+    return large | {vector: jnp.concatenate([leaves[name].ravel() for name in shapes]) for vector, shapes in _vectors(index).items()}
 
 
 def storage(contents: "Contents", places: Mapping[str, Sharding]) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape, type and place of what is stored: the vectors whole on every device on which their parts will be."""
-    together: dict[str, list[tuple[str, int]]] = {}
-    for name, dtype, shape in contents.index:
-        together.setdefault(dtype, []).append((name, math.prod(shape)))
-    small = {name for name, _, _ in contents.index}
-    stored = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=places[name])
-        for name, (shape, dtype) in contents.shapes.items()
-        if name not in small
-    }
-    for dtype, parts in together.items():
-        place = places[parts[0][0]]
-        whole = NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place
-        stored[_vector(dtype)] = jax.ShapeDtypeStruct((sum(size for _, size in parts),), jnp.dtype(dtype), sharding=whole)
+    stored = {name: jax.ShapeDtypeStruct(*entry, sharding=places[name]) for name, entry in contents.shapes.items()}
+    for vector, shapes in _vectors(contents.index).items():
+        first, *_ = parts = [stored.pop(name) for name in shapes]
+        whole = NamedSharding(first.sharding.mesh, PartitionSpec()) if isinstance(first.sharding, NamedSharding) else first.sharding
+        stored[vector] = jax.ShapeDtypeStruct((sum(part.size for part in parts),), first.dtype, sharding=whole)
     return stored
+
+
+def unpacked(stored: Leaves, index: Index, places: Mapping[str, Sharding]) -> Leaves:
+    """The inverse of `packed`, every array in its place."""
+    leaves = dict(stored)
+    for vector, shapes in _vectors(index).items():
+        ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+        parts = np.split(np.asarray(leaves.pop(vector).addressable_data(0)), ends[:-1])
+        for (name, shape), part in zip(shapes.items(), parts, strict=True):
+            leaves[name] = jax.make_array_from_callback(shape, places[name], part.reshape(shape).__getitem__)
+    return leaves
+
+
+def _vectors(index: Index) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The names of the vectors, and the arrays in each with their shapes, in order."""
+    vectors: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, dtype, shape in index:
+        vectors.setdefault(f"small/{dtype}", {})[name] = shape
+    return vectors
 
 
 def checksum_of(stored: Leaves, index: Index, record: Record) -> int | None:
@@ -134,14 +129,10 @@ class Contents:
             raise ValueError("the list of its arrays is not readable")
         checksum = values.pop("checksum")
         index = tuple((name, dtype, tuple(shape)) for name, dtype, shape in values.pop("index"))
-        vectors = {_vector(dtype) for _, dtype, _ in index}
+        vectors = _vectors(index)
         shapes = {name: (tuple(leaf.shape), jnp.dtype(leaf.dtype)) for name, leaf in metadata.metadata.items() if name not in vectors}
         shapes |= {name: (shape, jnp.dtype(dtype)) for name, dtype, shape in index}
         return cls(Record(**values), checksum, index, shapes)
-
-
-def _vector(dtype: str) -> str:
-    return f"small/{dtype}"
 
 
 def require_same(shapes: dict[str, tuple[tuple[int, ...], Any]], abstract: Shapes, where: Path) -> None:

@@ -12,7 +12,6 @@ CODE = """
 import time, jax, jax.numpy as jnp
 from deqflow.machine.compiled import keep_compiled_programs
 keep_compiled_programs()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 print(jax.jit(lambda x: jnp.linalg.matrix_power(jnp.tanh(x) @ x, 3).sum())(jnp.eye(3)))
 """
 
