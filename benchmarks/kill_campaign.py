@@ -57,6 +57,8 @@ def phase(run: Path, steps: int, process: int) -> str:
         return "loading"
     if (run / "DONE").exists():
         return "end"
+    if any(checkpoints.glob("dropped-*")):
+        return "dropping a checkpoint"
     if any(checkpoints.glob("*.orbax-checkpoint-tmp*")):
         return "saving"
     if (checkpoints / str(steps)).exists():

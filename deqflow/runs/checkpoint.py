@@ -1,11 +1,13 @@
 """Checkpoints on disk. Everything that deqflow knows of Orbax is in this file, in `contents.py` and in `orbax_reports.py`."""
 
+import contextlib
 import dataclasses
 import errno
+import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as orbax
 
 from deqflow.machine.leaves import Leaves, Shapes
+from deqflow.machine.processes import is_first
 from deqflow.machine.refusals import is_out_of_memory
 from deqflow.registry import UserError
 from deqflow.runs.contents import Contents, Damaged, Record, checksum_of, index_of, packed, require_same, storage, unpacked
@@ -22,40 +25,43 @@ from deqflow.runs.orbax_reports import Reports
 
 T = TypeVar("T")
 
+_DROPPED = "dropped-"  # begins the name of what is being removed
+
 
 class Checkpoints:
     """The checkpoints of one run, `directory/STEP`, written in the background and complete or absent.
 
-    The newest `keep` stay, the best one, and the sound one (see `Record`). Each holds a checksum of what was saved, unless that is spread
-    over processes, so that a single flipped bit in what comes back is told. Use as a context manager: leaving it waits for the last one to
-    be on disk.
+    The newest `keep` stay, the best one, and the sound one (see `Record`); what is not kept goes when the next one is due. Each holds a
+    checksum of what was saved, unless that is spread over processes, so that a single flipped bit in what comes back is told. Use as a
+    context manager: leaving it waits for the last one to be on disk.
 
     Args:
       directory: created if it is missing.
       keep: how many of the newest stay.
-      clean: remove what a killed run left half-written and set aside what is damaged; not for one who only reads, as the run may be
-        under way.
+      clean: remove what a killed run left half-written or half-removed, and set aside what is damaged; not for one who only reads, as
+        the run may be under way.
 
     Attributes:
+      steps: those on disk or on their way there, ascending.
       complaints: what is wrong with checkpoints that were set aside.
 
     Raises:
       OSError: if the directory cannot be read or made.
-      Damaged: for one who only reads, if a checkpoint is such that Orbax gives up on all.
     """
 
     def __init__(self, directory: Path, keep: int = 2, *, clean: bool = False) -> None:
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each file
         self.directory = directory.resolve()
+        self.complaints: list[str] = []
+        self._keep, self._clean = keep, clean
+        self._named: set[int | None] = set()
         self._reports = Reports()
         self._writing: tuple[int, Any] | None = None  # the step on its way to the disk, and Orbax's promise
-        self._clean = clean
-        self.complaints: list[str] = []
-        self._preserve = _NewestAndNamed(keep)
+        self._context = _context()
+        self.directory.mkdir(parents=True, exist_ok=True)
         if clean:
-            self._remove_half_written()
-        with self._reports:
-            self._orbax = self._open()
+            self._remove_leftovers()
+        self.steps = sorted(int(folder.name) for folder in self.directory.iterdir() if folder.name.isdecimal())
 
     def __enter__(self) -> "Checkpoints":
         self._reports.__enter__()
@@ -65,14 +71,10 @@ class Checkpoints:
         try:
             if error is None:
                 self.wait()
+            elif self._writing is not None and self._attempt(self._writing[1].result)[1] is not None:
+                self._remove_leftovers()
         finally:
-            self._close()
             self._reports.__exit__(kind, error, trace)
-
-    @property
-    def steps(self) -> list[int]:
-        """The steps that are on disk or on their way there, ascending."""
-        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
     def save(self, leaves: Leaves, record: Record) -> None:
         """Start to write the state; a step that is on disk already is left as it is.
@@ -84,15 +86,16 @@ class Checkpoints:
         step = int(leaves["step"])
         if step in self.steps:
             return
-        self._preserve.named = {record.best_step, record.sound_step}
+        self._named = {record.best_step, record.sound_step}
         self._reports.clear()
         index = index_of(leaves)
         stored = packed(leaves, index)
         metadata = dataclasses.asdict(record) | {"index": index, "checksum": checksum_of(stored, index, record)}
-        promise, failure = self._attempt(lambda: self._orbax.save_async(step, stored, custom_metadata=metadata))
+        promise, failure = self._attempt(lambda: orbax.save_async(self._path(step), stored, custom_metadata=metadata))
         if failure is not None:
             raise self._unsaved(step, failure)
         self._writing = step, promise
+        self.steps.append(step)
 
     def wait(self) -> None:
         """Return once what was saved is on disk.
@@ -106,7 +109,11 @@ class Checkpoints:
         failure = self._attempt(promise.result)[1]
         # Orbax does not raise every failure, but what is there under its own name is complete.
         if failure is not None or not (self.directory / str(step)).is_dir():
+            self.steps.remove(step)
             raise self._unsaved(step, failure or self._reports.reason())
+        for old in self.steps[: -self._keep]:
+            if old not in self._named:
+                self._drop(old)
 
     def record(self) -> Record:
         """What the newest checkpoint remembers besides arrays.
@@ -115,7 +122,7 @@ class Checkpoints:
           UserError: if there is none, or it cannot be read.
         """
         step = self._existing(None)
-        return self._read(step, lambda: Contents.of(self._orbax.metadata(step))).record
+        return self._read(step, lambda: Contents.of(orbax.metadata(self._path(step)))).record
 
     def restore(self, abstract: Shapes | None = None, step: int | None = None) -> tuple[Leaves, Record]:
         """Read the state of `step` (by default of the newest), of the shapes and types, and onto the devices, that `abstract` names.
@@ -128,13 +135,13 @@ class Checkpoints:
         """
         self.wait()
         step = self._existing(step)
-        contents = self._read(step, lambda: Contents.of(self._orbax.metadata(step)))
+        contents = self._read(step, lambda: Contents.of(orbax.metadata(self._path(step))))
         if abstract is not None:
             require_same(contents.shapes, abstract, self.directory / str(step))
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         places = {name: (abstract[name].sharding if abstract else None) or here for name in contents.shapes}
         target = storage(contents, places)
-        stored: Any = self._read(step, lambda: jax.block_until_ready(self._orbax.load(step, target)))
+        stored: Any = self._read(step, lambda: jax.block_until_ready(orbax.load(self._path(step), target)))
         found = checksum_of(stored, contents.index, contents.record)
         if None not in (found, contents.checksum) and found != contents.checksum:
             raise self._damaged(step, "its checksum is not that of what was saved")
@@ -159,47 +166,27 @@ class Checkpoints:
                 continue
             for newer in [newer for newer in self.steps if newer > step]:
                 self._set_aside(newer)
-            self._orbax.reload()
             self.complaints.extend(map(str, complaints))
             return leaves, record
         raise complaints[0]
 
-    def _open(self) -> Any:
-        # Of folders made in the background Orbax would wait for ever where they cannot be made.
-        context = orbax.Context(async_options=orbax.options.AsyncOptions(create_directories_asynchronously=False))
-        policy = orbax.training.save_decision_policies.FixedIntervalPolicy(1)
-        while True:
-            try:
-                return orbax.training.Checkpointer(
-                    str(self.directory),
-                    context=context,
-                    save_decision_policy=policy,  # pyright: ignore[reportArgumentType]  # Orbax annotates it more narrowly than it is
-                    preservation_policy=self._preserve,
-                )
-            except (OSError, MemoryError):
-                raise
-            except Exception:  # one entry of some metadata that it does not know is enough, and it does not say where
-                self._set_aside_unknown()
-
-    def _set_aside_unknown(self) -> None:
-        """Set aside the checkpoints whose metadata Orbax cannot read."""
-        found = [folder for folder in self.directory.iterdir() if folder.name.isdecimal()]
-        reasons = {int(folder.name): self._attempt(lambda folder=folder: orbax.metadata(str(folder)))[1] for folder in found}
-        damaged = {step: reason for step, reason in sorted(reasons.items()) if reason is not None}
-        if not damaged:
-            raise UserError(f"the checkpoints in {self.directory} cannot be read; start the run anew in another folder")
-        for step, reason in damaged.items():
-            complaint = f"the checkpoint {self.directory / str(step)} is damaged ({reason})"
-            if not self._clean:
-                raise Damaged(f"{complaint}; --resume sets it aside")
-            self._set_aside(step)
-            self.complaints.append(complaint)
+    def _path(self, step: int) -> str:
+        return str(self.directory / str(step))
 
     def _set_aside(self, step: int) -> None:
+        self.steps.remove(step)
         if self._clean:
             aside = self.directory / f"damaged-{step}"
             shutil.rmtree(aside, ignore_errors=True)
-            os.replace(self.directory / str(step), aside)
+            os.replace(self._path(step), aside)
+
+    def _drop(self, step: int) -> None:
+        """Remove a checkpoint, in such a way that it is never there under its own name and yet incomplete."""
+        self.steps.remove(step)
+        if is_first():
+            with contextlib.suppress(OSError):  # then the next one cannot be saved either, and that is told
+                os.replace(self._path(step), self.directory / f"{_DROPPED}{step}")
+            shutil.rmtree(self.directory / f"{_DROPPED}{step}", ignore_errors=True)
 
     def _existing(self, step: int | None) -> int:
         if not self.steps:
@@ -214,7 +201,8 @@ class Checkpoints:
     def _attempt(self, act: Callable[[], T]) -> tuple[T | None, str | None]:
         """What `act` gives, or why it failed: Orbax documents no exception types, and any failure on disk means the same to the user."""
         try:
-            return act(), None
+            with self._context:
+                return act(), None
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -239,33 +227,29 @@ class Checkpoints:
         return Damaged(f"the checkpoint {self.directory / str(step)} is damaged ({reason}); {remedy}")
 
     def _unsaved(self, step: int, reason: str) -> UserError:
+        self._remove_leftovers()
         return UserError(
             f"the checkpoint of step {step} cannot be saved in {self.directory} ({reason}); see to free space and permissions there, "
             "then go on by --resume"
         )
 
-    def _close(self) -> None:
-        """Close Orbax; when a save has failed, the first attempt tells so once more, and only the second one ends its threads."""
-        if self._attempt(self._orbax.close)[1] is not None:
-            self._attempt(self._orbax.close)
-            self._remove_half_written()
-
-    def _remove_half_written(self) -> None:
-        for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+    def _remove_leftovers(self) -> None:
+        if is_first():
+            for leftover in itertools.chain(self.directory.glob("*.orbax-checkpoint-tmp*"), self.directory.glob(f"{_DROPPED}*")):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
-class _NewestAndNamed(orbax.training.preservation_policies.PreservationPolicy):
-    """Keeps the newest few checkpoints and those of certain steps."""
-
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
-        self.named: set[int | None] = set()
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        del context
-        first = len(checkpoints) - self.keep
-        return [index >= first or checkpoint.step in self.named for index, checkpoint in enumerate(checkpoints)]
+def _context() -> orbax.Context:
+    options = orbax.options
+    saving = options.ArrayOptions.Saving(enable_write_sharding_file=False)  # who restores says where
+    # Orbax makes an object of every kind that it knows, twice for every save.
+    kinds = orbax.handlers.local_registry(include_global_registry=False).add(orbax.handlers.PyTreeHandler)
+    return orbax.Context(
+        # Of folders made in the background Orbax would wait for ever where they cannot be made.
+        async_options=options.AsyncOptions(create_directories_asynchronously=False),
+        array_options=options.ArrayOptions(saving=saving),
+        checkpointables_options=options.CheckpointablesOptions(registry=kinds),
+    )
 
 
 _copy = jax.jit(lambda leaves: jax.tree.map(jnp.copy, leaves))

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Sharding
+from jaxtyping import Array
 
 from deqflow.machine.leaves import Leaves, Shapes
 from deqflow.registry import UserError
@@ -40,61 +41,68 @@ class Damaged(UserError):
 
 
 Index = tuple[tuple[str, str, tuple[int, ...]], ...]
-"""Name, type and shape of the arrays that are stored end to end, one vector for each type, in this order."""
+"""Name, type and shape of the arrays that are stored end to end, in this order."""
 
-_SMALL = 1 << 16  # bytes; what Orbax does for an array hardly depends on its size: `python benchmarks/trainer_overhead.py` sees the sum
+SMALL = "small"  # the name of what they are stored as, a vector of bytes
+_LIMIT = 1 << 16  # bytes; what Orbax does for an array hardly depends on its size: `python benchmarks/trainer_overhead.py` sees the sum
 
 
 def index_of(leaves: Leaves) -> Index:
     """The small arrays, which are stored together, unless they are spread over devices."""
-    small = (name for name, leaf in sorted(leaves.items()) if leaf.nbytes <= _SMALL and leaf.is_fully_replicated)
-    return tuple((name, str(leaves[name].dtype), leaves[name].shape) for name in small)
+    small = (name for name, leaf in sorted(leaves.items()) if leaf.nbytes <= _LIMIT and leaf.is_fully_replicated)
+    return tuple((name, _name(leaves[name].dtype), leaves[name].shape) for name in small)
 
 
-@functools.partial(jax.jit, static_argnames="index")
-def packed(leaves: Leaves, index: Index) -> Leaves:
+_name = functools.cache(str)  # of a type; NumPy takes 7 microseconds
+
+
+def packed(leaves: Leaves, index: Index) -> dict[str, Any]:
     """What is stored of the state, in memory of its own: Orbax would read the very buffers that the next step reuses."""
-    small = {name for name, _, _ in index}
-    large = {name: jnp.copy(leaf) for name, leaf in leaves.items() if name not in small}
-    return large | {vector: jnp.concatenate([leaves[name].ravel() for name in shapes]) for vector, shapes in _vectors(index).items()}
-
-
-def storage(contents: "Contents", places: Mapping[str, Sharding]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape, type and place of what is stored: the vectors whole on every device on which their parts will be."""
-    stored = {name: jax.ShapeDtypeStruct(*entry, sharding=places[name]) for name, entry in contents.shapes.items()}
-    for vector, shapes in _vectors(contents.index).items():
-        first, *_ = parts = [stored.pop(name) for name in shapes]
-        whole = NamedSharding(first.sharding.mesh, PartitionSpec()) if isinstance(first.sharding, NamedSharding) else first.sharding
-        stored[vector] = jax.ShapeDtypeStruct((sum(part.size for part in parts),), first.dtype, sharding=whole)
+    stored: dict[str, Any] = dict(_packed(leaves, index))
+    stored[SMALL] = np.asarray(stored[SMALL].addressable_data(0))
     return stored
 
 
-def unpacked(stored: Leaves, index: Index, places: Mapping[str, Sharding]) -> Leaves:
+@functools.partial(jax.jit, static_argnames="index")
+def _packed(leaves: Leaves, index: Index) -> Leaves:
+    small = [_bytes(leaves[name]) for name, _, _ in index]
+    large = {name: jnp.copy(leaf) for name, leaf in leaves.items() if name not in {name for name, _, _ in index}}
+    return large | {SMALL: jnp.concatenate(small) if small else jnp.zeros(0, jnp.uint8)}
+
+
+def _bytes(leaf: Array) -> Array:
+    numbers = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
+    return jax.lax.bitcast_convert_type(numbers, jnp.uint8).ravel()
+
+
+def storage(contents: "Contents", places: Mapping[str, Sharding]) -> dict[str, Any]:
+    """Shape, type and place of what is stored."""
+    small = {name for name, _, _ in contents.index}
+    large = {name: entry for name, entry in contents.shapes.items() if name not in small}
+    size = sum(math.prod(shape) * jnp.dtype(dtype).itemsize for _, dtype, shape in contents.index)
+    stored = {name: jax.ShapeDtypeStruct(*entry, sharding=places[name]) for name, entry in large.items()}
+    return stored | {SMALL: np.empty(size, np.uint8)}
+
+
+def unpacked(stored: Mapping[str, Any], index: Index, places: Mapping[str, Sharding]) -> Leaves:
     """The inverse of `packed`, every array in its place."""
-    leaves = dict(stored)
-    for vector, shapes in _vectors(index).items():
-        ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-        parts = np.split(np.asarray(leaves.pop(vector).addressable_data(0)), ends[:-1])
-        for (name, shape), part in zip(shapes.items(), parts, strict=True):
-            leaves[name] = jax.make_array_from_callback(shape, places[name], part.reshape(shape).__getitem__)
+    leaves = {name: leaf for name, leaf in stored.items() if name != SMALL}
+    begin = 0
+    for name, dtype, shape in index:
+        end = begin + math.prod(shape) * jnp.dtype(dtype).itemsize
+        whole = stored[SMALL][begin:end].view(dtype).reshape(shape)
+        leaves[name] = jax.make_array_from_callback(shape, places[name], whole.__getitem__)
+        begin = end
     return leaves
 
 
-def _vectors(index: Index) -> dict[str, dict[str, tuple[int, ...]]]:
-    """The names of the vectors, and the arrays in each with their shapes, in order."""
-    vectors: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, dtype, shape in index:
-        vectors.setdefault(f"small/{dtype}", {})[name] = shape
-    return vectors
-
-
-def checksum_of(stored: Leaves, index: Index, record: Record) -> int | None:
+def checksum_of(stored: Mapping[str, Any], index: Index, record: Record) -> int | None:
     """Of all bits that a checkpoint brings back; `None` where no process holds all of them."""
     checksum = zlib.crc32(json.dumps([dataclasses.asdict(record), index], sort_keys=True).encode())
     for name, leaf in sorted(stored.items()):
-        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
             return None
-        whole = leaf.addressable_data(0) if leaf.is_fully_replicated else leaf
+        whole = leaf.addressable_data(0) if isinstance(leaf, jax.Array) and leaf.is_fully_replicated else leaf
         checksum = zlib.crc32(np.asarray(whole).tobytes(), zlib.crc32(name.encode(), checksum))
     return checksum
 
@@ -129,8 +137,7 @@ class Contents:
             raise ValueError("the list of its arrays is not readable")
         checksum = values.pop("checksum")
         index = tuple((name, dtype, tuple(shape)) for name, dtype, shape in values.pop("index"))
-        vectors = _vectors(index)
-        shapes = {name: (tuple(leaf.shape), jnp.dtype(leaf.dtype)) for name, leaf in metadata.metadata.items() if name not in vectors}
+        shapes = {name: (tuple(leaf.shape), jnp.dtype(leaf.dtype)) for name, leaf in metadata.metadata.items() if name != SMALL}
         shapes |= {name: (shape, jnp.dtype(dtype)) for name, dtype, shape in index}
         return cls(Record(**values), checksum, index, shapes)
 

@@ -10,8 +10,6 @@ from types import TracebackType
 from typing import Any, TextIO
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from deqflow.registry import UserError
 from deqflow.runs.directory import write_whole
@@ -83,8 +81,10 @@ class MetricsWriter:
         self._events.text(f"events/{kind}", message, step)
         self._events.flush()
 
-    def picture(self, step: int, name: str, figure: Figure) -> None:
-        """Show `figure` among TensorBoard's images."""
+    def picture(self, step: int, name: str, figure: Any) -> None:
+        """Show a figure of Matplotlib among TensorBoard's images."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         self._events.image(f"plots/{name}", np.asarray(canvas.buffer_rgba())[..., :3], step)
