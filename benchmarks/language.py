@@ -25,9 +25,10 @@ import numpy as np
 from common import RESULTS, ROOT, write_result
 from flax import nnx
 
+from deqflow.bench import check
 from deqflow.config import load
 from deqflow.models.generate import generate
-from deqflow.train import SavedRun, check, run
+from deqflow.train import SavedRun, run
 
 EXPLICIT = {4: (48, 4), 8: (34, 2), 2: (68, 4), 1: (96, 4), 3: (55, 5), 6: (39, 3)}  # width and heads by depth, at equal parameters
 RATES = (1.2e-2, 2e-2)  # of learning: each depth counts at its better one

@@ -269,8 +269,8 @@ def _check(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Column, Table
 
+    from deqflow.bench import check
     from deqflow.bench.table import size_in_words
-    from deqflow.train import check
 
     report = check(config)
     table = Table(Column("parameter", overflow="fold"), "shape", "type", Column("count", justify="right"))

@@ -383,8 +383,8 @@ def test_what_to_go_on_with_can_be_pasted(here, capsys, monkeypatch):
 
 
 MISSING = [
-    *(("list", "pydantic"), ("schema", "pydantic"), ("train good.yaml", "ruamel"), ("check good.yaml", "pydantic")),
-    *(("eval run", "matplotlib"), ("sample run", "pydantic")),
+    *(("list", "pydantic"), ("schema", "pydantic"), ("train good.yaml", "ruamel"), ("train good.yaml", "matplotlib")),
+    *(("check good.yaml", "pydantic"), ("eval run", "orbax"), ("sample run", "pydantic")),
 ]
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from flax import nnx
 
+from deqflow.bench.sizing import Check
 from deqflow.cli import main
 from deqflow.config import parse
 from deqflow.machine.flops import Work
 from deqflow.registry import UserError, families, kinds
 from deqflow.train.assemble import assemble
 from deqflow.train.loop import Training
-from deqflow.train.sizing import Check
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOW = """
@@ -114,7 +114,7 @@ def here(tmp_path, monkeypatch):
     def fit(*arguments):
         raise UserError("this is as far as it goes")
 
-    monkeypatch.setattr("deqflow.train.check", check, raising=False)
+    monkeypatch.setattr("deqflow.bench.check", check, raising=False)
     monkeypatch.setattr(Training, "fit", fit)
     return tmp_path
 

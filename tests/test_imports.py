@@ -112,6 +112,13 @@ def test_layers_load_nothing_heavy():
     assert not set(loaded) & HEAVY
 
 
+def test_training_waits_for_nothing_that_only_draws():
+    code = "import sys, deqflow.train.running, deqflow.train.saved; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = run_python(code).split()
+    assert "orbax" in loaded
+    assert not set(loaded) & {"matplotlib", "PIL", "sklearn"}
+
+
 def test_import_adds_little_time():
     """At most 0.3 s over JAX and Flax, all layers included; in processor time, so that a busy machine does not count."""
     code = """if True:

@@ -14,8 +14,8 @@ from deqflow.deq import DEQ
 from deqflow.implicit import Gradient, Implicit, Picard, Solver
 from deqflow.machine.leaves import section
 from deqflow.registry import UserError
+from deqflow.tasks.model_reports import solver_numbers
 from deqflow.train.assemble import assemble
-from deqflow.train.reports import solver_numbers
 from deqflow.train.state import Layout
 from deqflow.train.step import Stream, abstract_batch, random_key
 

@@ -43,10 +43,14 @@ class Chain(Bijector, DataDependent):
 
     def initialize(self, x: Any, *, condition: Array | None = None, key: Key[Array, ""] | None = None) -> None:
         """Initialise every layer from what the layers before it make of `x`."""
+        waiting = sum(isinstance(layer, DataDependent) for layer in self.layers)
         for index, layer in enumerate(self.layers):
             layer_key = split_key(key, index)
             if isinstance(layer, DataDependent):
                 layer.initialize(x, condition=condition, key=layer_key)
+                waiting -= 1
+            if not waiting:
+                break
             x = layer.forward_and_log_det(x, condition=condition, key=layer_key).value
 
     def forward_and_log_det(self, x: Any, *, condition: Array | None = None, key: Key[Array, ""] | None = None) -> Transformed:

@@ -8,15 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
-from matplotlib.figure import Figure
 
 from deqflow.implicit.solution import Solution, Stats
 from deqflow.registry import FromRuntime, Range, check_ranges
 from deqflow.tasks.augment import Augment
-from deqflow.tasks.classification_figures import confusion_matrix, least_certain, solver_residuals
-from deqflow.tasks.figures import is_image
 from deqflow.tasks.solves import solve_rows, solver_tolerance, summarize_solves
-from deqflow.tasks.task import Batch, Task
+from deqflow.tasks.task import Batch, Figures, Task
 
 
 @runtime_checkable
@@ -151,10 +148,11 @@ class Classification(Task):
             summary = {name: float(rows[row].mean(dtype=np.float64)) for name, row in [("accuracy", "correct"), ("loss", "loss")]}
         return summary | summarize_solves(rows)
 
-    def pictures(
-        self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
-    ) -> dict[str, Figure]:
+    def pictures(self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]) -> Figures:
         """`confusion_matrix`; `least_certain` for images; `solver_residuals` for an implicit model."""
+        from deqflow.tasks.classification_figures import confusion_matrix, least_certain, solver_residuals
+        from deqflow.tasks.figures import is_image
+
         assert self.classes is not None
         names = self.class_names or tuple(map(str, range(self.classes)))
         figures = {"confusion_matrix": confusion_matrix(rows["y"], rows["prediction"], names)}

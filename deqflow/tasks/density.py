@@ -10,14 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
-from matplotlib.figure import Figure
 
 from deqflow.registry import FromRuntime, Range, check_ranges
-from deqflow.tasks.density_figures import bounds_by_layer, density_beside_data, grid_points, inverse_errors, sample_grid, view
-from deqflow.tasks.figures import is_image
 from deqflow.tasks.reports import report_rows
 from deqflow.tasks.solves import batch_of_solves, summarize_solves
-from deqflow.tasks.task import Batch, Task
+from deqflow.tasks.task import Batch, Figures, Task
 
 _IMAGES = 64
 _TEMPERATURE = 0.7  # of the samples beside those of the density itself, as in Glow: fewer of them are odd, and they are less diverse
@@ -174,13 +171,14 @@ class Density(Task):
             summary["failures"] = float((~finite).mean())
         return summary | summarize_solves(rows)
 
-    def pictures(
-        self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
-    ) -> dict[str, Figure]:
+    def pictures(self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]) -> Figures:
         """For images `samples`, at two temperatures beside data; for points in the plane `density`, beside data.
 
         Of a model made of maps that must contract also `lipschitz_bounds` by layer and, for real data, the `inverse_error`.
         """
+        from deqflow.tasks.density_figures import bounds_by_layer, density_beside_data, grid_points, inverse_errors, sample_grid, view
+        from deqflow.tasks.figures import is_image
+
         assert isinstance(model, DensityModel)
         graphdef, state = nnx.split(model)
         sample_key, density_key = jax.random.split(key)
@@ -194,7 +192,7 @@ class Density(Task):
             return model.inverse_error(x, key=density_key)
 
         data = batch["x"] if "mask" not in batch else batch["x"][batch["mask"] > 0]
-        figures: dict[str, Figure] = {}
+        figures: Figures = {}
         if isinstance(model, Certified) and (bounds := model.lipschitz_bounds()):
             figures["lipschitz_bounds"] = bounds_by_layer(bounds)
             if isinstance(model, Inverted) and self.levels is None:

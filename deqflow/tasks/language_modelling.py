@@ -9,15 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
-from matplotlib.figure import Figure
 
 from deqflow.implicit.solution import Stats
 from deqflow.models.generate import ImplicitLanguageModel, LanguageModel, generate
 from deqflow.registry import FromRuntime
-from deqflow.tasks.classification_figures import solver_residuals
-from deqflow.tasks.language_figures import loss_by_position
 from deqflow.tasks.solves import solve_rows, solver_tolerance, summarize_solves
-from deqflow.tasks.task import Batch, Task
+from deqflow.tasks.task import Batch, Figures, Task
 
 _WORD_END = "<eos>"  # the end of a line, where tokens are words
 
@@ -84,10 +81,11 @@ class LanguageModelling(Task):
             summary = {"loss": loss, "bits_per_token": loss / math.log(2), "perplexity": float(np.exp(loss))}
         return summary | summarize_solves(rows)
 
-    def pictures(
-        self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
-    ) -> dict[str, Figure]:
+    def pictures(self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]) -> Figures:
         """`loss_by_position`: what a longer context is worth; `solver_residuals` for an implicit model."""
+        from deqflow.tasks.classification_figures import solver_residuals
+        from deqflow.tasks.language_figures import loss_by_position
+
         figures = {"loss_by_position": loss_by_position(rows["loss"])}
         if isinstance(model, ImplicitLanguageModel):
             graph, state = nnx.split(model)

@@ -8,15 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
-from matplotlib.figure import Figure
 
 from deqflow.implicit.solution import Stats
 from deqflow.registry import FromRuntime
 from deqflow.tasks.classification import ImplicitClassifier
-from deqflow.tasks.classification_figures import solver_residuals
-from deqflow.tasks.segmentation_figures import hardest
 from deqflow.tasks.solves import solve_rows, solver_tolerance, summarize_solves
-from deqflow.tasks.task import Batch, Task
+from deqflow.tasks.task import Batch, Figures, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,10 +82,11 @@ class Segmentation(Task):
         summary = {name: float(rows[name].mean(dtype=np.float64)) for name in ("exact", "pixel_accuracy", "loss")}
         return summary | summarize_solves(rows)
 
-    def pictures(
-        self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
-    ) -> dict[str, Figure]:
+    def pictures(self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]) -> Figures:
         """`hardest`, the images with the largest loss, and `solver_residuals`."""
+        from deqflow.tasks.classification_figures import solver_residuals
+        from deqflow.tasks.segmentation_figures import hardest
+
         x, y = batch["x"], batch["y"]
         if "mask" in batch:
             x, y = x[batch["mask"] > 0], y[batch["mask"] > 0]

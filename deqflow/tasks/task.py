@@ -1,16 +1,19 @@
 """The interface between a model and the trainer."""
 
 import abc
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
-from matplotlib.figure import Figure
 
 Batch = dict[str, jax.Array]
 """`x` of shape `(batch, *input_shape)`; `y`, integer labels of shape `(batch, *label_shape)`, where there are labels; in evaluation `mask`,
 float of shape `(batch,)`: 1 for an example, 0 for the padding that fills the last batch."""
+
+Figures = dict[str, Any]
+"""Figures of Matplotlib by file name, without suffix. It is imported where something is drawn: a start should not wait for it."""
 
 
 class Task(abc.ABC):
@@ -50,10 +53,8 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def pictures(
-        self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]
-    ) -> dict[str, Figure]:
-        """Figures by file name, without suffix, for the end of a run.
+    def pictures(self, model: nnx.Module, rows: dict[str, np.ndarray], batch: dict[str, np.ndarray], key: Key[Array, ""]) -> Figures:
+        """What to look at at the end of a run.
 
         Args:
           model: the trained model.

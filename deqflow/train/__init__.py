@@ -8,11 +8,9 @@ import importlib
 from typing import Any
 
 _EXPORTS = {
-    "Check": "sizing",
     "Result": "running",
     "SavedRun": "saved",
     "TrainSettings": "settings",
-    "check": "sizing",
     "load": "saved",
     "run": "running",
 }

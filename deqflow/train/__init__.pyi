@@ -4,5 +4,3 @@ from deqflow.train.running import run as run
 from deqflow.train.saved import SavedRun as SavedRun
 from deqflow.train.saved import load as load
 from deqflow.train.settings import TrainSettings as TrainSettings
-from deqflow.train.sizing import Check as Check
-from deqflow.train.sizing import check as check

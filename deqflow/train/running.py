@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,6 @@ from deqflow.machine.profiling import Trace
 from deqflow.machine.refusals import refusals_told, require_device
 from deqflow.machine.signals import Stopped, StopRequest
 from deqflow.runs.checkpoint import Checkpoints, Damaged, Record
-from deqflow.runs.curves import learning_curves
 from deqflow.runs.directory import RunDirectory, default_directory
 from deqflow.runs.metrics import MetricsWriter, read_rows
 from deqflow.runs.progress import Progress
@@ -107,7 +107,9 @@ def run(
 
 
 def _run(config: Config, directory: RunDirectory, changes: str, profile: bool, quiet: bool, console: Console) -> Result:
-    # All that can be wrong with the config, the data or the model shows before anything is written.
+    # All that can be wrong with the installation, the config, the data or the model shows before anything is written.
+    if importlib.util.find_spec("matplotlib") is None:  # which is loaded at the end
+        raise ModuleNotFoundError("the pictures of a run need matplotlib: pip install 'deqflow[train]'", name="matplotlib")
     assembly = assemble(config)
     model = assembly.make_model()
     program = assembly.program(model, everywhere=True)
@@ -187,6 +189,8 @@ def _draw(
     step: int,
 ) -> tuple[Path, ...]:
     """Draw and save the learning curves and the task's pictures."""
+    from deqflow.runs.curves import learning_curves
+
     size = min(len(test), 256)
     batch = test.gather(np.arange(size))
     model = program.layout.model(state, training=False)

@@ -14,7 +14,6 @@ from deqflow.registry import UserError
 from deqflow.runs.checkpoint import Checkpoints
 from deqflow.runs.directory import RunDirectory
 from deqflow.tasks.density import DensityModel
-from deqflow.tasks.density_figures import samples_figure
 from deqflow.tasks.language_modelling import LanguageModelling
 from deqflow.train.assemble import Assembly, assemble
 from deqflow.train.loop import evaluate_split
@@ -117,6 +116,8 @@ class SavedRun:
             with refusals_told(f"cannot write {out}", "give another place by --out"):
                 out.write_text("".join(f"--- {index} ---\n{text}\n" for index, text in enumerate(texts, 1)), encoding="utf-8")
             return [out]
+        from deqflow.tasks.density_figures import samples_figure
+
         draws = self.sample(n, seed)
         out = out.with_suffix(".npy")
         figure = samples_figure(draws, self.assembly.spec.levels)

@@ -20,10 +20,10 @@ from deqflow.machine.leaves import Leaves, Shapes, section
 from deqflow.machine.placement import Placement
 from deqflow.nn import refresh
 from deqflow.optim import Optimizer
+from deqflow.tasks.model_reports import certificate, solver_numbers
 from deqflow.tasks.task import Batch, Task
 from deqflow.train import guard
 from deqflow.train.precision import narrowed, widened
-from deqflow.train.reports import certificate, solver_numbers
 from deqflow.train.settings import TrainSettings
 from deqflow.train.state import Layout, named, restore
 
@@ -88,6 +88,8 @@ class Program:
         self.transform = optimizer.transform(settings.steps)
         self.patience = min(settings.guard.in_a_row, settings.steps)  # with refusals
         self.placement = placement if placement is not None else Placement.here()
+        # Compiled by itself for the one reason that it is traced once, here and for the step.
+        self._gradient = jax.jit(self._gradient_of)
         self._numbers = self._told_of_a_step()
         shapes = jax.eval_shape(self._initial, self.layout.shapes)
         places, rows, whole = self.placement.state(shapes), self.placement.rows, self.placement.whole
@@ -107,7 +109,7 @@ class Program:
     def _told_of_a_step(self) -> Shapes:
         """The numbers to log, of which the state holds sums."""
         params, variables = section(self.layout.shapes, "params"), section(self.layout.shapes, "model")
-        _, numbers, _ = jax.eval_shape(self._gradient, params, variables, self.batch, random_key(0, Stream.LOSS), 0)
+        _, numbers, _ = jax.eval_shape(self._gradient, params, variables, self.batch, random_key(0, Stream.LOSS), jnp.int32(0))
         return {**numbers, "gradient_norm": jax.eval_shape(optax.tree.norm, params)}
 
     def _initial(self, leaves: Leaves) -> Leaves:
@@ -132,7 +134,7 @@ class Program:
         loss = loss + penalties(model)
         return loss, ({"loss": loss, **numbers, **solver_numbers(model)}, section(self.layout.leaves(model), "model"))
 
-    def _gradient(
+    def _gradient_of(
         self, params: Leaves, variables: Leaves, batch: Batch, key: Key[Array, ""], step: Int[Array, ""] | int
     ) -> tuple[Leaves, Leaves, Leaves]:
         """The gradient and the numbers to log, means over the parts of a batch, and the variables that its last part leaves."""
