@@ -88,7 +88,7 @@ class Program:
         self.transform = optimizer.transform(settings.steps)
         self.patience = min(settings.guard.in_a_row, settings.steps)  # with refusals
         self.placement = placement if placement is not None else Placement.here()
-        # Compiled by itself for the one reason that it is traced once, here and for the step.
+        # A jit of its own, called inside that of the step: the shapes that are asked for below and the step share one trace.
         self._gradient = jax.jit(self._gradient_of)
         self._numbers = self._told_of_a_step()
         shapes = jax.eval_shape(self._initial, self.layout.shapes)
