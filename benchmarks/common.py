@@ -14,7 +14,7 @@ from flax import nnx
 from deqflow.flows import Bijector
 from deqflow.implicit import Status
 from deqflow.runs.directory import environment
-from deqflow.tasks.reports import report_rows
+from deqflow.tasks.bijector_reports import report_rows
 from deqflow.train import load, run
 
 ROOT = Path(__file__).resolve().parent.parent

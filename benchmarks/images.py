@@ -22,7 +22,7 @@ from flax import nnx
 
 from deqflow.config import load as load_config
 from deqflow.flows import Equation, Exact
-from deqflow.tasks.reports import report_rows
+from deqflow.tasks.bijector_reports import report_rows
 from deqflow.train import load
 from deqflow.train.assemble import assemble
 

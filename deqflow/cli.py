@@ -1,6 +1,7 @@
 """The `deqflow` program: thin commands over `deqflow.config` and `deqflow.train`."""
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -37,6 +38,7 @@ _EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for what the user can mend, 130 after ctrl-C."""
+    gc.set_threshold(50_000)  # most of the million objects of a start stay: to look through them for garbage every 700 takes a tenth of it
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     if rest and not (hasattr(parsed, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):

@@ -91,7 +91,7 @@ class Checkpoints:
         index = index_of(leaves)
         stored = packed(leaves, index)
         metadata = dataclasses.asdict(record) | {"index": index, "checksum": checksum_of(stored, index, record)}
-        promise, failure = self._attempt(lambda: orbax.save_async(self._path(step), stored, custom_metadata=metadata))
+        promise, failure = self._attempt(lambda: orbax.save_async(str(self._path(step)), stored, custom_metadata=metadata))
         if failure is not None:
             raise self._unsaved(step, failure)
         self._writing = step, promise
@@ -108,7 +108,7 @@ class Checkpoints:
         (step, promise), self._writing = self._writing, None
         failure = self._attempt(promise.result)[1]
         # Orbax does not raise every failure, but what is there under its own name is complete.
-        if failure is not None or not (self.directory / str(step)).is_dir():
+        if failure is not None or not self._path(step).is_dir():
             self.steps.remove(step)
             raise self._unsaved(step, failure or self._reports.reason())
         for old in self.steps[: -self._keep]:
@@ -122,7 +122,7 @@ class Checkpoints:
           UserError: if there is none, or it cannot be read.
         """
         step = self._existing(None)
-        return self._read(step, lambda: Contents.of(orbax.metadata(self._path(step)))).record
+        return self._read(step, lambda: Contents.of(orbax.metadata(str(self._path(step))))).record
 
     def restore(self, abstract: Shapes | None = None, step: int | None = None) -> tuple[Leaves, Record]:
         """Read the state of `step` (by default of the newest), of the shapes and types, and onto the devices, that `abstract` names.
@@ -135,13 +135,13 @@ class Checkpoints:
         """
         self.wait()
         step = self._existing(step)
-        contents = self._read(step, lambda: Contents.of(orbax.metadata(self._path(step))))
+        contents = self._read(step, lambda: Contents.of(orbax.metadata(str(self._path(step)))))
         if abstract is not None:
-            require_same(contents.shapes, abstract, self.directory / str(step))
+            require_same(contents.shapes, abstract, self._path(step))
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         places = {name: (abstract[name].sharding if abstract else None) or here for name in contents.shapes}
         target = storage(contents, places)
-        stored: Any = self._read(step, lambda: jax.block_until_ready(orbax.load(self._path(step), target)))
+        stored: Any = self._read(step, lambda: jax.block_until_ready(orbax.load(str(self._path(step)), target)))
         found = checksum_of(stored, contents.index, contents.record)
         if None not in (found, contents.checksum) and found != contents.checksum:
             raise self._damaged(step, "its checksum is not that of what was saved")
@@ -170,8 +170,8 @@ class Checkpoints:
             return leaves, record
         raise complaints[0]
 
-    def _path(self, step: int) -> str:
-        return str(self.directory / str(step))
+    def _path(self, step: int) -> Path:
+        return self.directory / str(step)
 
     def _set_aside(self, step: int) -> None:
         self.steps.remove(step)
@@ -216,7 +216,7 @@ class Checkpoints:
         value, reason = self._attempt(act)
         if reason is None:
             return cast(T, value)
-        path = self.directory / str(step)
+        path = self._path(step)
         if reason == os.strerror(errno.EACCES):
             raise UserError(f"the checkpoint {path} cannot be read: {reason}")
         raise self._damaged(step, reason)
@@ -224,7 +224,7 @@ class Checkpoints:
     def _damaged(self, step: int, reason: str) -> Damaged:
         others = [str(other) for other in self.steps if other != step]
         remedy = f"use that of step {others[-1]}" if others else "start the run anew in another folder"
-        return Damaged(f"the checkpoint {self.directory / str(step)} is damaged ({reason}); {remedy}")
+        return Damaged(f"the checkpoint {self._path(step)} is damaged ({reason}); {remedy}")
 
     def _unsaved(self, step: int, reason: str) -> UserError:
         self._remove_leftovers()

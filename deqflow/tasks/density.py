@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from deqflow.registry import FromRuntime, Range, check_ranges
-from deqflow.tasks.reports import report_rows
+from deqflow.tasks.bijector_reports import report_rows
 from deqflow.tasks.solves import batch_of_solves, summarize_solves
 from deqflow.tasks.task import Batch, Figures, Task
 

@@ -122,7 +122,7 @@ class Program:
         return state | named(zeros, "sums") | guard.fresh(self.settings.guard, zeros)
 
     def _objective(
-        self, params: Leaves, variables: Leaves, batch: Batch, key: Key[Array, ""], step: Int[Array, ""] | int = 0
+        self, params: Leaves, variables: Leaves, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[Array, tuple[Leaves, Leaves]]:
         model = self.layout.model(params | variables, training=True)
         at_step(model, step)
@@ -135,7 +135,7 @@ class Program:
         return loss, ({"loss": loss, **numbers, **solver_numbers(model)}, section(self.layout.leaves(model), "model"))
 
     def _gradient_of(
-        self, params: Leaves, variables: Leaves, batch: Batch, key: Key[Array, ""], step: Int[Array, ""] | int
+        self, params: Leaves, variables: Leaves, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[Leaves, Leaves, Leaves]:
         """The gradient and the numbers to log, means over the parts of a batch, and the variables that its last part leaves."""
         parts = self.settings.accumulate
@@ -179,7 +179,7 @@ class Program:
 
         state = {
             "step": step + 1,
-            **{name: jnp.where(updated, leaf, state[name]) for name, leaf in new.items()},
+            **{name: jax.lax.select(updated, leaf, state[name]) for name, leaf in new.items()},
             **named(sums, "sums"),
             **guarded,
         }
