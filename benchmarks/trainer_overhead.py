@@ -40,7 +40,7 @@ CONFIGS = {"digits_deq": 100, "checkerboard_realnvp": 400}  # steps measured at 
 CHECKPOINT_EVERY = 200
 CHECKPOINTS = 3  # in the steps that are measured
 LOG_EVERY = 20
-STARTS = 7  # without a cache, and with that of the one before
+STARTS = 7  # pairs of them, each with an empty cache of its own: the first fills it, the second finds it full
 EXPECTED = {"ratio": ">= 0.97", "ratio_with_checkpoints": ">= 0.95", "warm_over_cold": "<= 0.5"}
 WARMUP = LOG_EVERY + 1  # the trainer has waited for the row of step 20 by then, and just so at the end: no step is half counted
 

@@ -38,7 +38,7 @@ _EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for what the user can mend, 130 after ctrl-C."""
-    gc.set_threshold(50_000)  # most of the million objects of a start stay: to look through them for garbage every 700 takes a tenth of it
+    gc.set_threshold(50_000)  # modules and traces are made of many objects that stay; Python would look through them every 700 of them
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     if rest and not (hasattr(parsed, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):

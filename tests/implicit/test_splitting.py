@@ -109,7 +109,7 @@ def test_anderson_needs_fewer_evaluations(x64, b, splitting):
     W = weight()
     plain, accelerated = (
         solve_with(network(W, b), splitting, step_size(splitting, W), jnp.zeros_like(b), solver)[1]
-        for solver in (Picard(rtol=1e-9, max_steps=5000), Anderson(rtol=1e-9, max_steps=5000))
+        for solver in (Picard(rtol=1e-9, max_steps=5000), Anderson(history=8, rtol=1e-9, max_steps=5000))
     )
     assert plain.converged.all() and accelerated.converged.all()
     assert (2 * accelerated.evaluations < plain.evaluations).all()
