@@ -79,7 +79,7 @@ def main() -> None:
     expected = {
         "all_gather": "spread_parameters where they are spread, else 0",
         "all_reduce": "parameters, once for every use of a weight, and a few numbers",
-        "in_loops": "one truth value in each loop of a solver; in the loop over the blocks of a residual flow the gradient of a block",
+        "in_loops": "truth values in the loops of a solver; in the loop over the blocks of a residual flow the gradient of a block",
     }
     write_result("collectives", metrics, expected, time.perf_counter() - began)
     print(
@@ -88,9 +88,9 @@ def main() -> None:
     for key, row in metrics.items():
         name, devices, kept = key.split(", ")
         sizes = [f"{row[column] / 1000:.1f}" for column in ("all_gather", "all_reduce", "state", "temporaries")]
-        loops = (
-            ", ".join("a truth value" if use["shapes"] == ["pred[]"] else f"{use['bytes'] / 1000:.1f}" for use in row["in_loops"]) or "-"
-        )
+        truths = sum(use["bytes"] for use in row["in_loops"] if use["shapes"][0].startswith("pred"))
+        others = [f"{use['bytes'] / 1000:.1f}" for use in row["in_loops"] if not use["shapes"][0].startswith("pred")]
+        loops = ", ".join([f"{truths} truth values"] * (truths > 0) + others) or "-"
         print(f"| {name} | {devices} | {kept} | {sizes[0]} | {sizes[1]} | {loops} | {sizes[2]} | {sizes[3]} |")
 
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from deqflow.implicit.solver import Iterate, Solver
 from deqflow.implicit.trees import Map, Vectors, accumulator, dot, finite, matrix, norm, over, per_row, per_sample, scale
@@ -30,7 +30,7 @@ class _State(NamedTuple):
     images: Float[Array, "batch m+1 n"]  # the last images, z + damping r, a ring buffer too
     gram: Float[Array, "batch m m"]  # of `residuals`
     lowest: Float[Array, " batch"]  # the smallest residual since the history was last cleared
-    since: Int[Array, " batch"]  # steps since then
+    since: Int[Array, " batch"]  # steps since then, negative before the first
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,8 @@ class Anderson(Solver):
     iterations", 2011.
     """
 
+    restarts: ClassVar[bool] = True
+
     history: Annotated[int, Range(ge=1)] = 5
     damping: Annotated[float, Range(gt=0, le=1)] = 1.0
     ridge: Annotated[float, Range(ge=0)] = 0.0
@@ -83,7 +85,7 @@ class Anderson(Solver):
             images=copies(z0, self.history + 1),  # makes the first proposal z0 itself
             gram=gram,
             lowest=number + jnp.inf,
-            since=number.astype(jnp.int32),
+            since=number.astype(jnp.int32) - 1,
         )
 
     def step(self, f: Map, state: _State) -> _State:
@@ -96,7 +98,7 @@ class Anderson(Solver):
         r = fz - z
 
         # The difference to the pretended first residual is no difference of residuals: leave the buffer empty then.
-        change = jnp.where(state.taken > 0, matrix(r) - matrix(state.r), 0)
+        change = jnp.where(over(state.since >= 0, matrix(r)), matrix(r) - matrix(state.r), 0)
         size = norm(r)
         lower = size < state.lowest
         since = jnp.where(lower, 0, state.since + 1)
@@ -132,6 +134,18 @@ class Anderson(Solver):
         images = [state.images[:, place].reshape(state.z.shape) for place in range(places)]
         terms = [scale(ordered[:, place], images[(place + 1) % places] - images[place]) for place in range(places)]
         return functools.reduce(jnp.add, terms)
+
+    def restart(self, state: _State, z: Vectors, rows: Bool[Array, " batch"]) -> _State:
+        # The newest image is the next point, and without a Gram matrix nothing is taken from it.
+        place = state.taken % (self.history + 1)
+        newest = lax.dynamic_index_in_dim(state.images, place, 1, keepdims=False)
+        newest = jnp.where(over(rows, newest), matrix(z), newest)
+        return state._replace(
+            images=lax.dynamic_update_index_in_dim(state.images, newest, place, 1),
+            gram=jnp.where(over(rows, state.gram), 0, state.gram),
+            lowest=jnp.where(rows, jnp.inf, state.lowest),
+            since=jnp.where(rows, -1, state.since),
+        )
 
     def value(self, state: _State) -> Iterate:
         return Iterate(state.z, state.f, per_row(state.z, state.taken, jnp.int32), state.r)

@@ -1,11 +1,11 @@
 """Broyden's method with limited memory."""
 
 import dataclasses
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from deqflow.implicit.solver import Iterate, Solver
 from deqflow.implicit.trees import Map, Vectors, accumulator, combine, dot, finite, norm, over, per_row, scale, select
@@ -39,7 +39,7 @@ class _State(NamedTuple):
     taken: Int[Array, ""]
     z: Vectors  # the point where the method stands
     f: Vectors
-    recent: Float[Array, "batch window"]  # the norms of the last accepted residuals
+    recent: Float[Array, "batch window"]  # the norms of the last accepted residuals, negative before the first
     reach: Float[Array, " batch"]  # the longest step allowed: infinite, or half of the last rejected one
     pairs: Pairs
 
@@ -58,7 +58,7 @@ def inverse_product(pairs: Pairs, v: Vectors, *, transpose: bool = False) -> Vec
     matrix = jnp.where(known[:, :, None] & known[:, None, :], matrix, jnp.eye(matrix.shape[1], dtype=matrix.dtype))
     left, right = (pairs.sums, pairs.steps) if transpose else (pairs.steps, pairs.sums)
     weights = jnp.linalg.solve(jnp.swapaxes(matrix, 1, 2) if transpose else matrix, dot(left, v)[:, :, None])[:, :, 0]
-    product = v + combine(weights, right)
+    product = v + combine(jnp.where(known, weights, 0), right)
     # A pair whose update is undefined (sᵀy = 0) makes M singular.
     return select(finite(product), product, v)
 
@@ -95,6 +95,8 @@ class Broyden(Solver):
     convergence of Broyden-like method for nonlinear equations", 2000.
     """
 
+    restarts: ClassVar[bool] = True
+
     memory: Annotated[int, Range(ge=1)] = 10
 
     def init(self, z0: Vectors) -> _State:
@@ -107,7 +109,7 @@ class Broyden(Solver):
             taken=jnp.zeros((), jnp.int32),
             z=z0,
             f=z0,  # makes the first trial z0 itself
-            recent=per_row(z0, jnp.zeros(_WINDOW), real),
+            recent=per_row(z0, jnp.full(_WINDOW, -1), real),
             reach=per_row(z0, jnp.inf, real),
             pairs=Pairs(buffer, buffer, gram, gram, age),
         )
@@ -124,9 +126,9 @@ class Broyden(Solver):
         residual = image - trial
         size = norm(residual)
 
-        first = state.taken == 0
+        first = state.recent[:, 0] < 0
         accepted = first | (size <= _GROWTH * jnp.max(state.recent, axis=1))
-        recent = jnp.where(first, size[:, None], jnp.roll(state.recent, 1, axis=1).at[:, 0].set(size))
+        recent = jnp.where(first[:, None], size[:, None], jnp.roll(state.recent, 1, axis=1).at[:, 0].set(size))
         length = wanted * shorten
         pairs = _remember(state.pairs, state.taken - 1, direction, residual - before, length)
         return _State(
@@ -136,6 +138,15 @@ class Broyden(Solver):
             recent=select(accepted, recent, state.recent),
             reach=jnp.where(accepted, jnp.inf, length / 2),
             pairs=pairs,
+        )
+
+    def restart(self, state: _State, z: Vectors, rows: Bool[Array, " batch"]) -> _State:
+        return state._replace(
+            z=select(rows, z, state.z),
+            f=select(rows, z, state.f),
+            recent=jnp.where(over(rows, state.recent), -1, state.recent),
+            reach=jnp.where(rows, jnp.inf, state.reach),
+            pairs=state.pairs._replace(age=jnp.where(over(rows, state.pairs.age), -1, state.pairs.age)),
         )
 
     def value(self, state: _State) -> Iterate:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from deqflow.implicit.solution import Stats
 from deqflow.implicit.solver import Solver
@@ -23,6 +23,12 @@ _PATIENCE = 20
 
 # By then a residual this many times the best one has not merely stopped falling: the iteration is on its way to infinity.
 _RISE = 100
+
+# Before that is said of a row of a solver that restarts, the row is put back to its best iterate, where the solver has forgotten all it
+# knew. Its next step evaluates there and the one after that is one of plain iteration: where `f` contracts, that is progress, and the
+# row goes on as at first. Otherwise it was rightly stuck. Accelerated steps between the linear pieces of a map can go round in circles
+# on the best-natured of contractions.
+_PROOF = 1
 
 
 class Request(NamedTuple):
@@ -63,6 +69,8 @@ class Solved(NamedTuple):
 
 class _Progress(NamedTuple):
     taken: Int[Array, ""]
+    going: Bool[Array, ""]
+    halted: Bool[Array, ""]
     state: Any
     best: Vectors
     best_step: Int[Array, " batch"]
@@ -70,6 +78,9 @@ class _Progress(NamedTuple):
     score: Float[Array, " batch"]
     lowest: Float[Array, " batch"]
     progress: Int[Array, " batch"]
+    began: Int[Array, " batch"]
+    stuck: Bool[Array, " batch"]
+    verdict: Int[Array, " batch"]
     ceiling: Float[Array, " batch"]
     stats: Stats
 
@@ -102,6 +113,8 @@ def solve(
     infinite, zero = per_row(z0, jnp.inf, real), per_row(z0, 0, jnp.int32)
     start = _Progress(
         taken=jnp.zeros((), jnp.int32),
+        going=jnp.full((), batch > 0),
+        halted=jnp.zeros((), bool),
         state=(initial := solver.init(z0)),
         best=z0,
         best_step=zero,
@@ -109,6 +122,9 @@ def solve(
         score=infinite,
         lowest=infinite,
         progress=zero,
+        began=zero,
+        stuck=zero > 0,
+        verdict=zero,
         ceiling=infinite,
         stats=Stats(
             status=per_row(z0, _RUNNING, jnp.int32),
@@ -136,8 +152,10 @@ def solve(
         residual, size = norm(difference), norm(point.f)
         ratio = relative(residual, size)
         goal = solver.atol + solver.rtol * size if tolerance is None else tolerance
-        # Distance from the tolerance: what the stopping rule reads is what ranks the iterates.
-        score = residual / jnp.where(goal > 0, goal, 1)
+        # Distance from the tolerance: what the stopping rule reads is what ranks the iterates. Where rtol makes it zero because f is, as
+        # relu may, nothing is further from it.
+        relaxed = tolerance is None and solver.rtol > 0
+        score = jnp.where(goal > 0, residual / jnp.where(goal > 0, goal, 1), jnp.finfo(real).max if relaxed else residual)
 
         finite = jnp.isfinite(residual) & jnp.isfinite(size)
         ceiling = jnp.where(p.taken == 0, _GROWTH * jnp.maximum(residual, size), p.ceiling)
@@ -146,12 +164,16 @@ def solve(
         best_step = jnp.where(better, taken, p.best_step)
         lower = running & finite & (residual < p.lowest)
         progress = jnp.where(better | lower, taken, p.progress)
-        stuck = taken - progress > jnp.maximum(_PATIENCE, taken // 2)
-        diverged = ~finite | (residual > ceiling) | (stuck & (residual > _RISE * p.lowest))
+        proven = progress > p.began
+        stuck = taken - progress > jnp.where(proven, jnp.maximum(_PATIENCE, (taken - p.began) // 2), _PROOF)
+        # What a row is told that was put back and has made no progress since is why it was put back.
+        verdict = jnp.where(proven, jnp.where(residual > _RISE * p.lowest, Status.DIVERGED, Status.STAGNATED), p.verdict)
+        diverged = ~finite | (residual > ceiling)
         spent = jnp.broadcast_to(taken + request.spent >= limit, converged.shape)
+        again = solver.restarts & running & stuck & proven & ~(converged | diverged | spent)
         status = jnp.select(
-            [converged, diverged, stuck, spent],
-            [Status.CONVERGED, Status.DIVERGED, Status.STAGNATED, Status.STEP_LIMIT],
+            [converged, diverged, stuck & ~again, spent],
+            [Status.CONVERGED, Status.DIVERGED, verdict, Status.STEP_LIMIT],
             _RUNNING,
         )
         stats = Stats(
@@ -165,10 +187,26 @@ def solve(
         best = jnp.where(over(better, point.z), point.z, p.best)
         best_state = select(better, state, p.best_state) if keep else None
         score, lowest = jnp.where(better, score, p.score), jnp.where(lower, residual, p.lowest)
-        return _Progress(taken, state, best, best_step, best_state, score, lowest, progress, ceiling, stats)
+        # In one reduction over the rows, which on several devices is one exchange.
+        going, halted = jnp.any(jnp.stack([stats.status == _RUNNING, again]), axis=1)
+        return _Progress(
+            taken, going, halted, state, best, best_step, best_state, score, lowest, progress, p.began, again, verdict, ceiling, stats
+        )
+
+    def put_back(p: _Progress) -> _Progress:
+        state = solver.restart(p.state, p.best, p.stuck)
+        lowest = jnp.where(p.stuck, p.stats.residual, p.lowest)
+        progress, began = (jnp.where(p.stuck, p.taken, step) for step in (p.progress, p.began))
+        return p._replace(halted=p.halted & False, state=state, lowest=lowest, progress=progress, began=began)
 
     def until(stop: Array | int, p: _Progress) -> _Progress:
-        return lax.while_loop(lambda p: jnp.any(p.stats.status == _RUNNING) & (p.taken < stop), lambda p: advance(p, stop), p)
+        def attempt(p: _Progress) -> _Progress:
+            return lax.while_loop(lambda p: p.going & ~p.halted & (p.taken < stop), lambda p: advance(p, stop), p)
+
+        if not solver.restarts:
+            return attempt(p)
+        # The step is compiled once, and what is done for rows that are put back costs the others nothing.
+        return lax.while_loop(lambda p: p.going & (p.taken < stop), lambda p: attempt(put_back(p)), p)
 
     end, states = start, []
     for mark in request.states:

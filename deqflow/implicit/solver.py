@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from deqflow.implicit.trees import Map, Vectors
 from deqflow.registry import Range, check_ranges
@@ -46,8 +46,10 @@ class Solver(abc.ABC):
       bfloat16_until: solve with the operands of matrix products and convolutions rounded to bfloat16 until the relative residual is
         this small, or half of the steps are taken, and finish without; a trace is of the second part. Rounding leaves about 1e-3.
       differentiable_steps: whether `step` differentiates in reverse mode, so that it may be unrolled.
+      restarts: whether a row that is stuck may do better from its best iterate with nothing remembered; such a solver has `restart`.
     """
 
+    restarts: ClassVar[bool] = False
     differentiable_steps: ClassVar[bool] = True
 
     atol: Annotated[float, Range(ge=0)] = 0.0
@@ -71,3 +73,7 @@ class Solver(abc.ABC):
     @abc.abstractmethod
     def value(self, state: Any) -> Iterate:
         """The point evaluated last."""
+
+    def restart(self, state: Any, z: Vectors, rows: Bool[Array, " batch"]) -> Any:
+        """`state` with these `rows` as `init` would make them of `z`: their next step evaluates there, the one after is a plain one."""
+        raise NotImplementedError

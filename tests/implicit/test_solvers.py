@@ -140,6 +140,13 @@ def test_the_best_iterate_is_returned(solver):
     np.testing.assert_allclose(solution.stats.relative_residual[0], np.nanmin(trace[:, 0]), rtol=1e-5)
 
 
+def test_where_the_function_vanishes_is_not_best():
+    """Plain iteration alternates between 0, where `f` is 1, and 1, where it is 0 and no relative tolerance can be met."""
+    value, stats = fixed_point(lambda z: jax.nn.relu(1 - 3 * z), jnp.zeros((1, 1)), solver=Picard(max_steps=10))
+    assert value[0, 0] == 0
+    assert stats.relative_residual[0] == 1
+
+
 def test_zero_tolerance_ends_by_itself(solver, normal):
     b = normal(2, 5).astype(jnp.float32)
     stats = fixed_point(lambda z: jnp.cos(z) * 0.5 + b, jnp.zeros((2, 5)), solver=with_(solver, rtol=0.0, max_steps=2000)).stats

@@ -1,11 +1,13 @@
 """Both splittings of a monotone inclusion, against each other, the dense solution and unrolling."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deqflow.implicit import GMRES, Anderson, Implicit, Picard, Status, fixed_point
+from deqflow.implicit import GMRES, Anderson, Broyden, Implicit, Picard, Status, fixed_point
 from deqflow.implicit.splitting import MonotoneInclusion
 
 TIGHT = GMRES(rtol=1e-13, restart=30, max_steps=300)
@@ -109,10 +111,20 @@ def test_anderson_needs_fewer_evaluations(x64, b, splitting):
     W = weight()
     plain, accelerated = (
         solve_with(network(W, b), splitting, step_size(splitting, W), jnp.zeros_like(b), solver)[1]
-        for solver in (Picard(rtol=1e-9, max_steps=5000), Anderson(history=8, rtol=1e-9, max_steps=5000))
+        for solver in (Picard(rtol=1e-9, max_steps=5000), Anderson(history=10, rtol=1e-9, max_steps=5000))
     )
     assert plain.converged.all() and accelerated.converged.all()
     assert (2 * accelerated.evaluations < plain.evaluations).all()
+
+
+@pytest.mark.parametrize("solver", [Anderson(history=5), Anderson(history=20), Broyden(memory=5)], ids=["5", "20", "broyden"])
+def test_no_sample_is_stuck_between_the_pieces_of_a_contraction(x64, solver, normal):
+    """Without a second chance from the best iterate some are told that they have stagnated or diverged."""
+    W, b = weight(seed=3), normal(100, 8)
+    solver = dataclasses.replace(solver, rtol=1e-9, max_steps=2000)
+    z, stats = solve_with(network(W, b), "forward_backward", step_size("forward_backward", W), jnp.zeros_like(b), solver)
+    assert stats.converged.all()
+    np.testing.assert_allclose(z, jax.nn.relu(z @ W.T + b), atol=1e-5)
 
 
 def test_the_order_is_that_of_the_paper(x64, b):

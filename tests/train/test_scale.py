@@ -77,8 +77,8 @@ def test_eight_devices_as_one(subtests, eight):
         with subtests.test(f"{row['case']}, {'full' if row['full'] else 'replicated'}"):
             assert row["difference"] < 1e-9
             assert row["displaced"] == []
-            # Whether any sample is still running: in the solver, in the linear solver, and in its own inner loop.
-            assert row["in loops"] == (["pred[]"] * 3 if row["case"] == "deq" else [])
+            # Whether any sample is still running: in the solver (or stuck there), in the linear solver, and in its own inner loop.
+            assert sorted(row["in loops"]) == (["pred[2]", "pred[]", "pred[]"] if row["case"] == "deq" else [])
             assert row["other kinds"] == []
             if row["full"]:
                 assert row["gathered"] == row["spread"]  # each parameter that is spread, once
