@@ -79,7 +79,8 @@ def main() -> None:
     expected = {
         "all_gather": "spread_parameters where they are spread, else 0",
         "all_reduce": "parameters, once for every use of a weight, and a few numbers",
-        "in_loops": "truth values in the loops of a solver; in the loop over the blocks of a residual flow the gradient of a block",
+        "in_loops": "two truth values in the loop of a solver and one in each of its linear solver; "
+        "in the loop over the blocks of a residual flow the gradient of a block",
     }
     write_result("collectives", metrics, expected, time.perf_counter() - began)
     print(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class _State(NamedTuple):
     images: Float[Array, "batch m+1 n"]  # the last images, z + damping r, a ring buffer too
     gram: Float[Array, "batch m m"]  # of `residuals`
     lowest: Float[Array, " batch"]  # the smallest residual since the history was last cleared
-    since: Int[Array, " batch"]  # steps since then, negative before the first
+    since: Int[Array, " batch"]  # steps since then; negative while nothing is remembered
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,6 @@ class Anderson(Solver):
     Anderson, "Iterative procedures for nonlinear integral equations", 1965; Walker and Ni, "Anderson acceleration for fixed-point
     iterations", 2011.
     """
-
-    restarts: ClassVar[bool] = True
 
     history: Annotated[int, Range(ge=1)] = 5
     damping: Annotated[float, Range(gt=0, le=1)] = 1.0
@@ -101,7 +99,7 @@ class Anderson(Solver):
         change = jnp.where(over(state.since >= 0, matrix(r)), matrix(r) - matrix(state.r), 0)
         size = norm(r)
         lower = size < state.lowest
-        since = jnp.where(lower, 0, state.since + 1)
+        since = jnp.where(lower & (state.since >= -1), 0, state.since + 1)
         # Clearing the history makes the next step one of plain iteration.
         clear = since > max(_PATIENCE, self.history // 2)
 
@@ -144,7 +142,8 @@ class Anderson(Solver):
             images=lax.dynamic_update_index_in_dim(state.images, newest, place, 1),
             gram=jnp.where(over(rows, state.gram), 0, state.gram),
             lowest=jnp.where(rows, jnp.inf, state.lowest),
-            since=jnp.where(rows, -1, state.since),
+            # Plain steps up to the next look, which is to see what they achieve.
+            since=jnp.where(rows, -self.check_every, state.since),
         )
 
     def value(self, state: _State) -> Iterate:

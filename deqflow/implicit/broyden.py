@@ -1,7 +1,7 @@
 """Broyden's method with limited memory."""
 
 import dataclasses
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -58,6 +58,7 @@ def inverse_product(pairs: Pairs, v: Vectors, *, transpose: bool = False) -> Vec
     matrix = jnp.where(known[:, :, None] & known[:, None, :], matrix, jnp.eye(matrix.shape[1], dtype=matrix.dtype))
     left, right = (pairs.sums, pairs.steps) if transpose else (pairs.steps, pairs.sums)
     weights = jnp.linalg.solve(jnp.swapaxes(matrix, 1, 2) if transpose else matrix, dot(left, v)[:, :, None])[:, :, 0]
+    # What a restart has forgotten is still in the buffers.
     product = v + combine(jnp.where(known, weights, 0), right)
     # A pair whose update is undefined (sᵀy = 0) makes M singular.
     return select(finite(product), product, v)
@@ -94,8 +95,6 @@ class Broyden(Solver):
     quasi-Newton matrices and their use in limited memory methods", 1994; Li and Fukushima, "A derivative-free line search and global
     convergence of Broyden-like method for nonlinear equations", 2000.
     """
-
-    restarts: ClassVar[bool] = True
 
     memory: Annotated[int, Range(ge=1)] = 10
 

@@ -24,10 +24,10 @@ _PATIENCE = 20
 # By then a residual this many times the best one has not merely stopped falling: the iteration is on its way to infinity.
 _RISE = 100
 
-# Before that is said of a row of a solver that restarts, the row is put back to its best iterate, where the solver has forgotten all it
-# knew. Its next step evaluates there and the one after that is one of plain iteration: where `f` contracts, that is progress, and the
-# row goes on as at first. Otherwise it was rightly stuck. Accelerated steps between the linear pieces of a map can go round in circles
-# on the best-natured of contractions.
+# Before a row is told either, a solver that restarts puts it back to its best iterate with nothing remembered. The next step evaluates
+# there, and the one after it is one of plain iteration: where `f` contracts, that is progress, and the row goes on as at first. With
+# none, for more steps than this, it was rightly stuck; who looks every few steps only may miss that one, and waits as before.
+# Accelerated steps across the kinks of a map may go round in circles though it contracts.
 _PROOF = 1
 
 
@@ -69,18 +69,18 @@ class Solved(NamedTuple):
 
 class _Progress(NamedTuple):
     taken: Int[Array, ""]
-    going: Bool[Array, ""]
-    halted: Bool[Array, ""]
+    going: Bool[Array, ""]  # whether any row is running
+    halted: Bool[Array, ""]  # whether any is to be put back before the next step
     state: Any
     best: Vectors
     best_step: Int[Array, " batch"]
     best_state: Any
     score: Float[Array, " batch"]
     lowest: Float[Array, " batch"]
-    progress: Int[Array, " batch"]
-    began: Int[Array, " batch"]
-    stuck: Bool[Array, " batch"]
-    verdict: Int[Array, " batch"]
+    progress: Int[Array, " batch"]  # the step of the last progress
+    began: Int[Array, " batch"]  # the step at which the row was put back last
+    again: Bool[Array, " batch"]  # whether it is to be put back
+    verdict: Int[Array, " batch"]  # the status it would have ended with otherwise
     ceiling: Float[Array, " batch"]
     stats: Stats
 
@@ -97,7 +97,8 @@ def solve(
     """Iterate `solver` on every row of `z0` until it stops, and return each row's best iterate.
 
     A row stops when it converges (`‖f(z) - z‖₂ <= atol + rtol ‖f(z)‖₂`), diverges or stagnates; from then on its result is frozen
-    while the others go on. Nothing here is differentiable: see `deqflow.implicit.gradient`.
+    while the others go on. One that stagnates first gets a second chance from its best iterate, if the solver restarts. Nothing
+    here is differentiable: see `deqflow.implicit.gradient`.
 
     Args:
       solver: the iteration.
@@ -123,7 +124,7 @@ def solve(
         lowest=infinite,
         progress=zero,
         began=zero,
-        stuck=zero > 0,
+        again=zero > 0,
         verdict=zero,
         ceiling=infinite,
         stats=Stats(
@@ -165,8 +166,9 @@ def solve(
         lower = running & finite & (residual < p.lowest)
         progress = jnp.where(better | lower, taken, p.progress)
         proven = progress > p.began
-        stuck = taken - progress > jnp.where(proven, jnp.maximum(_PATIENCE, (taken - p.began) // 2), _PROOF)
-        # What a row is told that was put back and has made no progress since is why it was put back.
+        unproven = _PROOF if solver.check_every == 1 else _PATIENCE
+        stuck = taken - progress > jnp.where(proven, jnp.maximum(_PATIENCE, (taken - p.began) // 2), unproven)
+        # A row that was put back and has made no progress since is told why it was.
         verdict = jnp.where(proven, jnp.where(residual > _RISE * p.lowest, Status.DIVERGED, Status.STAGNATED), p.verdict)
         diverged = ~finite | (residual > ceiling)
         spent = jnp.broadcast_to(taken + request.spent >= limit, converged.shape)
@@ -194,10 +196,10 @@ def solve(
         )
 
     def put_back(p: _Progress) -> _Progress:
-        state = solver.restart(p.state, p.best, p.stuck)
-        lowest = jnp.where(p.stuck, p.stats.residual, p.lowest)
-        progress, began = (jnp.where(p.stuck, p.taken, step) for step in (p.progress, p.began))
-        return p._replace(halted=p.halted & False, state=state, lowest=lowest, progress=progress, began=began)
+        state = solver.restart(p.state, p.best, p.again)
+        lowest = jnp.where(p.again, p.stats.residual, p.lowest)
+        progress, began = (jnp.where(p.again, p.taken, step) for step in (p.progress, p.began))
+        return p._replace(halted=jnp.zeros_like(p.halted), state=state, lowest=lowest, progress=progress, began=began)
 
     def until(stop: Array | int, p: _Progress) -> _Progress:
         def attempt(p: _Progress) -> _Progress:

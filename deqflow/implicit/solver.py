@@ -46,10 +46,8 @@ class Solver(abc.ABC):
       bfloat16_until: solve with the operands of matrix products and convolutions rounded to bfloat16 until the relative residual is
         this small, or half of the steps are taken, and finish without; a trace is of the second part. Rounding leaves about 1e-3.
       differentiable_steps: whether `step` differentiates in reverse mode, so that it may be unrolled.
-      restarts: whether a row that is stuck may do better from its best iterate with nothing remembered; such a solver has `restart`.
     """
 
-    restarts: ClassVar[bool] = False
     differentiable_steps: ClassVar[bool] = True
 
     atol: Annotated[float, Range(ge=0)] = 0.0
@@ -75,5 +73,14 @@ class Solver(abc.ABC):
         """The point evaluated last."""
 
     def restart(self, state: Any, z: Vectors, rows: Bool[Array, " batch"]) -> Any:
-        """`state` with these `rows` as `init` would make them of `z`: their next step evaluates there, the one after is a plain one."""
-        raise NotImplementedError
+        """`state` with these `rows` as `init` would make them of `z`: their next step evaluates there, the one after is a plain one.
+
+        For a solver that remembers earlier steps. One that does not would only repeat what led it here; it leaves this as it is, and its
+        rows are never put back.
+        """
+        return state
+
+    @property
+    def restarts(self) -> bool:
+        """Whether rows that are stuck are put back to their best iterates, by a `restart` of the solver's own."""
+        return type(self).restart is not Solver.restart

@@ -90,7 +90,7 @@ def test_sharded_as_not_sharded(subtests):
             if r["case"] in SUMS_IN_THE_LOOP:
                 assert not any("gather" in kind or "permute" in kind or "to-all" in kind for kind in r["in loops"])
             else:
-                assert set(r["in loops"]) <= {"all-reduce of pred[2]", "all-reduce of pred[]"}
+                assert r["in loops"] in (["all-reduce of pred[2]"], ["all-reduce of pred[2]", "all-reduce of pred[]"])
 
 
 def loss_of(solver, gradient):

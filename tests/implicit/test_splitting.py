@@ -117,7 +117,7 @@ def test_anderson_needs_fewer_evaluations(x64, b, splitting):
     assert (2 * accelerated.evaluations < plain.evaluations).all()
 
 
-@pytest.mark.parametrize("solver", [Anderson(history=5), Anderson(history=20), Broyden(memory=5)], ids=["5", "20", "broyden"])
+@pytest.mark.parametrize("solver", [Anderson(), Anderson(history=20), Anderson(history=20, check_every=3), Broyden(memory=5)], ids=str)
 def test_no_sample_is_stuck_between_the_pieces_of_a_contraction(x64, solver, normal):
     """Without a second chance from the best iterate some are told that they have stagnated or diverged."""
     W, b = weight(seed=3), normal(100, 8)
@@ -125,6 +125,17 @@ def test_no_sample_is_stuck_between_the_pieces_of_a_contraction(x64, solver, nor
     z, stats = solve_with(network(W, b), "forward_backward", step_size("forward_backward", W), jnp.zeros_like(b), solver)
     assert stats.converged.all()
     np.testing.assert_allclose(z, jax.nn.relu(z @ W.T + b), atol=1e-5)
+
+
+def test_a_sample_that_is_put_back_disturbs_no_other(x64, normal):
+    W, b = weight(seed=3), normal(100, 8)
+    easy = b.at[50:].set(-1.0)  # the solution is zero, found at once
+    solve = lambda b: solve_with(  # noqa: E731
+        network(W, b), "forward_backward", step_size("forward_backward", W), jnp.zeros_like(b), Anderson(rtol=1e-9, max_steps=2000)
+    )
+    (z, stats), (other, others) = solve(b), solve(easy)
+    np.testing.assert_array_equal(z[:50], other[:50])
+    np.testing.assert_array_equal(stats.evaluations[:50], others.evaluations[:50])
 
 
 def test_the_order_is_that_of_the_paper(x64, b):
