@@ -45,7 +45,7 @@ train: {steps: 1200, log_every: 20, eval_every: 150, checkpoint_every: 50, ema: 
 def start(config: Path, run: Path) -> subprocess.Popen[bytes]:
     """A trainer: a new one, or where the last one came as far as to leave something, one that goes on."""
     resume = ["--resume"] if run.exists() else []
-    command = [sys.executable, "-m", "deqflow.cli", "train", str(config), "--run", str(run), "--quiet", *resume]
+    command = [sys.executable, "-m", "deqflow", "train", str(config), "--run", str(run), "--quiet", *resume]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(config.parent / "cache")}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 

@@ -122,7 +122,7 @@ def start_up(name: str, cache: Path) -> float:
     """Seconds from the start of `deqflow train` to its first row of numbers."""
     with tempfile.TemporaryDirectory() as folder:
         metrics = Path(folder) / "run" / "metrics.jsonl"
-        command = [sys.executable, "-m", "deqflow.cli", "train", str(ROOT / "configs" / f"{name}.yaml"), "train.log_every=1"]
+        command = [sys.executable, "-m", "deqflow", "train", str(ROOT / "configs" / f"{name}.yaml"), "train.log_every=1"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
         began = time.perf_counter()
         with subprocess.Popen([*command, "--run", str(metrics.parent), "--quiet"], env=environment, stderr=subprocess.DEVNULL) as process:

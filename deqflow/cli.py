@@ -368,7 +368,3 @@ def _product(shape: tuple[int, ...]) -> int:
     for size in shape:
         count *= size
     return count
-
-
-if __name__ == "__main__":
-    sys.exit(main())

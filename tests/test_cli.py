@@ -337,7 +337,7 @@ def test_list_and_schema(capsys):
 
 def start(*arguments, cwd):
     return subprocess.Popen(
-        [sys.executable, "-m", "deqflow.cli", *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "deqflow", *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONWARNINGS": "default"},
     )  # fmt: skip
 
@@ -401,7 +401,7 @@ def test_a_plain_installation_names_the_extra(command, package, here):
 def test_no_device(command, here, trained):
     shutil.copytree(trained, here / "run")
     done = subprocess.run(
-        [sys.executable, "-m", "deqflow.cli", *command], capture_output=True, text=True, cwd=here, timeout=60,
+        [sys.executable, "-m", "deqflow", *command], capture_output=True, text=True, cwd=here, timeout=60,
         env={**os.environ, "JAX_PLATFORMS": "no_such_device"},
     )  # fmt: skip
     assert done.returncode == 2

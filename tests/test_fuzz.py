@@ -206,7 +206,7 @@ SAMPLE = [
 def test_some_as_processes(arguments, here):
     before = sorted(here.rglob("*"))
     done = subprocess.run(
-        [sys.executable, "-m", "deqflow.cli", *arguments], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "deqflow", *arguments], capture_output=True, text=True, timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")

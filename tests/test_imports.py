@@ -14,7 +14,7 @@ PACKAGE = ROOT / "deqflow"
 
 ORDER = (
     *("registry", "implicit", "nn", "deq", "flows", "models", "tasks", "optim", "data", "config"),
-    *("machine", "runs", "train", "bench", "cli"),
+    *("machine", "runs", "train", "bench", "cli", "__main__"),
 )
 # A package may import every one above it, except where less is said here.
 NARROWER = {

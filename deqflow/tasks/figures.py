@@ -8,6 +8,7 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 # Okabe and Ito (2008), told apart by colour-blind readers
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -18,7 +19,7 @@ SEQUENTIAL = "viridis"
 
 def panels(columns: int, rows: int = 1, width: float = 3.4, height: float = 3.2) -> tuple[Figure, list[Axes]]:
     """A figure with equal panels, row by row, each `width` by `height` inches."""
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows), layout=ConstrainedLayoutEngine(w_pad=0.1))  # inches
     axes = [figure.add_subplot(rows, columns, index + 1) for index in range(rows * columns)]
     return figure, axes
 

@@ -110,7 +110,7 @@ class Program:
         """The numbers to log, of which the state holds sums."""
         params, variables = section(self.layout.shapes, "params"), section(self.layout.shapes, "model")
         _, numbers, _ = jax.eval_shape(self._gradient, params, variables, self.batch, random_key(0, Stream.LOSS), jnp.int32(0))
-        return {**numbers, "gradient_norm": jax.eval_shape(optax.tree.norm, params)}
+        return {**numbers, "gradient_norm": jax.ShapeDtypeStruct((), jnp.result_type(*params.values()))}
 
     def _initial(self, leaves: Leaves) -> Leaves:
         params = section(leaves, "params")

@@ -35,7 +35,7 @@ def trainer(here, *arguments, limit=None):
 
     Not even one of the compiled programs it keeps, for which it then has a folder of its own.
     """
-    command = [sys.executable, "-m", "deqflow.cli", "train", "config.yaml", "--run", "run", "--quiet", *arguments]
+    command = [sys.executable, "-m", "deqflow", "train", "config.yaml", "--run", "run", "--quiet", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if limit is not None:
         command = ["bash", "-c", f'ulimit -f {limit // 1024}; exec "$@"', "bash", *command]
